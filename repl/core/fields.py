@@ -196,7 +196,7 @@ WITH_IDS = (
 """Fields that hold token ids."""
 NEUTRAL = {
     **dict.fromkeys(("output_attentions", "output_hidden_states", "output_logits", "is_assistant"), False),
-    "assistant_early_exit": None,  # the library leaves the model with fewer layers when such a reply is broken off
+    "assistant_early_exit": None,  # cancelling such a reply would leave the model with fewer layers
 }
 """Values that override a model's own generation config in every reply."""
 

@@ -139,7 +139,7 @@ def forget_attention(config: PreTrainedConfig) -> None:
     """
     config._attn_implementation = None
     for part in list(vars(config).values()):
-        if hasattr(part, "_attn_implementation"):  # a part that the config does not declare as one
+        if hasattr(part, "_attn_implementation"):  # a sub-config that is not declared as one
             forget_attention(part)
 
 

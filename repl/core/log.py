@@ -68,16 +68,16 @@ def mute_thread() -> None:
 def install(folder: Path) -> None:
     """Send log records, warnings and prints of the libraries to `hub-repl.log` in a folder."""
     if not isinstance(sys.stdout, Stdout):
-        sys.stdout = Stdout(sys.stdout)  # a stream in all that matters
+        sys.stdout = Stdout(sys.stdout)  # behaves like a stream
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # some bars can be neither hooked nor replaced: of GGUF files, for one
+    os.environ.setdefault("TQDM_DISABLE", "1")  # some bars cannot be replaced, such as those of GGUF files
     root = logging.getLogger()
     root.handlers[:] = [_handler(folder / "hub-repl.log")]
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
-    logging.raiseExceptions = False  # a full disk must not print tracebacks of the log itself
+    logging.raiseExceptions = False  # no tracebacks of the log itself on a full disk
 
 
 def _handler(path: Path) -> logging.Handler:

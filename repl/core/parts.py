@@ -233,7 +233,7 @@ class PartsReader:
             self._spans.append(_Span(ANSWER))
         elif tag == "<|start|>" or span.kind != HEADER:
             begun = span.text if span is self._spans[0] and span.text.strip().startswith("to=") else ""
-            span.text = "" if begun else span.text  # the prompt had the beginning of this header
+            span.text = "" if begun else span.text  # the prompt contains the beginning of this header
             self._spans.append(_Span(HEADER, text=begun + " "))
         else:
             span.text += " "
@@ -264,7 +264,7 @@ def _headed(header: str) -> _Span:
 def _calls(span: _Span) -> tuple[dict[str, object], ...]:
     if span.name:
         return (tool_calls.call(span.name, tool_calls.value(span.text)),)
-    begins = span.opens.endswith((">", "]"))  # else the tag is the beginning of the call itself
+    begins = span.opens.endswith((">", "]"))  # else the tag is part of the call
     return tool_calls.read_calls(span.text if begins else span.whole, "" if span.closes else span.opens)
 
 

@@ -15,7 +15,7 @@ ASCII_SIGNS = str.maketrans("·…–—•▸❯↵█│├└─✗�", "-~-
 
 _INVISIBLE = r"\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"
 _LOW = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029" + _INVISIBLE
-# one coarse range above the first planes: each further range would cost every character of ordinary text
+# one coarse range above the first planes: each further range would slow all text down
 _SUSPECT = re.compile(rf"[{_LOW}\U0001fffe-\U0010ffff]")
 _PLANES = "".join(f"\\U{plane:04x}fffe-\\U{plane:04x}ffff" for plane in range(1, 17))
 _FOREIGN = re.compile(rf"\r\n?|[{_LOW}\U000e0000-\U000e007f{_PLANES}]")
@@ -126,7 +126,7 @@ def _piles() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     # beyond the first plane whole blocks: ranges there are searched one by one; `_capped` looks closely
     run = f"[{marks}\u200c\u200d\U000101fd-\U0001e94a\U000e0100-\U000e01ef]"
     selector = "[\ufe00-\ufe0f\u180b-\u180d\u180f\U000e0100-\U000e01ef]"
-    # led by a plain set, which is found fast
+    # each begins with a plain set, which is searched fast
     many, twice = f"{run}{run}{{{MAX_MARKS}}}", f"{selector}{run}*?{selector}"
     return re.compile(many), re.compile(twice), re.compile(f"{run}{{2,}}")
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from repl.core.errors import ReplError
 
-MAX_TEXT_BYTES = 4_000_000  # bytes, more than a message can hold
+MAX_TEXT_BYTES = 4_000_000  # bytes, more than a message can have
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -51,7 +51,7 @@ def _content(path: Path, largest: int, piped: bool) -> bytes:
     if found.st_size > largest:
         return bytes(largest + 1)
     with path.open("rb") as file:
-        return file.read(largest + 1)  # what the system makes up as it is read has no size
+        return file.read(largest + 1)  # files of /proc have no size
 
 
 def _require_regular(found: os.stat_result) -> None:

@@ -210,7 +210,7 @@ class Strings(Kind):
         texts = self._split(word.strip())
         if not texts or not all(isinstance(text, str) and text for text in texts):
             raise ValueError
-        "".join(texts).encode()  # half of a surrogate pair is no text
+        "".join(texts).encode()  # raises for half of a surrogate pair
         return tuple(texts)
 
     def _split(self, word: str) -> list[str]:

@@ -13,9 +13,9 @@ from repl.core.parts import ANSWER, Piece
 from repl.core.sanitize import Cleaner, clean, clean_line
 from repl.terminal.reply import Fold
 
-MIN_CELLS = 30  # cells that a column needs to be read
-GAP_CELLS = 3  # cells between two
-MAX_REDRAWS_PER_S = 12.0  # redraws a second, at most
+MIN_CELLS = 30  # minimum width of a column
+GAP_CELLS = 3  # between columns
+MAX_REDRAWS_PER_S = 12.0  # maximum rate of drawing
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ def _dumped(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
         text.encode()
-    except UnicodeEncodeError:  # lone surrogates have an escape in JSON, and no place in UTF-8
+    except UnicodeEncodeError:  # lone surrogates can be escaped in JSON, but not encoded in UTF-8
         text = json.dumps(value, indent=1, default=str)
     return text + "\n"
 
@@ -177,7 +177,7 @@ def sheet(in_colours: bool = True) -> Console:
         file=io.StringIO(),
         width=FILE_COLUMNS,
         color_system="truecolor",
-        force_terminal=in_colours,  # what has another form without colours is drawn in the one with them
+        force_terminal=in_colours,  # views with a form for terminals use it
         legacy_windows=False,
         highlight=False,
         markup=False,

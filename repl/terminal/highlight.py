@@ -36,7 +36,7 @@ class Highlighter:
             return [Segment(text)]
         try:
             found = self._tokens(text + "\n")
-        except Exception:  # a lexer is foreign code, and an answer is worth more than its colours
+        except Exception:  # a lexer may fail on any text, which is then shown without colours
             return [Segment(text)]
         return [Segment(part.rstrip("\n"), _style(kind)) for _, kind, part in found if part.rstrip("\n")]
 
@@ -49,7 +49,7 @@ class Highlighter:
 
         if not isinstance(self._lexer, RegexLexer):
             return list(self._lexer.get_tokens_unprocessed(line))
-        context = LexerContext(line, 0, list(self._stack))  # the only reader that tells in which state it ends
+        context = LexerContext(line, 0, list(self._stack))  # the only method that returns the lexer's final state
         found = list(ExtendedRegexLexer.get_tokens_unprocessed(self._lexer, context=context))
         self._stack = context.stack
         return found

@@ -29,7 +29,7 @@ from repl.terminal.screen import palette, shown_theme
 from repl.terminal.token_colours import SHADES, bar, caption, percent, shade
 
 Fragment = tuple[int, str]  # number of a token, and what of it stands in a row
-EMPTY_TOKEN = "·"  # stands for a token that adds no text and has none by itself
+EMPTY_TOKEN = "·"  # shown for a token without text
 EMOJI_PARTS = {  # each stands alone: terminals disagree on the width of emoji made of several
     **dict.fromkeys([0x200D, 0x20E3, *range(0xFE00, 0xFE10), *range(0xE0020, 0xE0080)]),  # joiners, keycap, selectors
     **dict.fromkeys(range(0x1F3FB, 0x1F400), "·"),  # skin tones
@@ -170,7 +170,7 @@ class Inspector:
         """Run until a key leaves the view."""
         return self.app.run()
 
-    # what there is
+    # state
 
     @property
     def token(self) -> Seen:
@@ -183,7 +183,7 @@ class Inspector:
         found: Page = self._pages(self._width)
         return found
 
-    # what keys do
+    # actions of keys
 
     def go(self, token: int | None) -> None:
         """Move the cursor to a token; None shows that the search found nothing."""
@@ -266,7 +266,7 @@ class Inspector:
             keys.add(name, filter=typing, eager=True)(lambda event: self.seek(None))
         return keys
 
-    # what is drawn
+    # drawing
 
     def _columns(self) -> int:
         return self.app.output.get_size().columns

@@ -36,10 +36,10 @@ class LiveOutput:
         self._bar = StageLine(screen, toolbar)
         self._live: Live | None = None  # beams or columns, redrawn in place
         self._board: Board | None = None
-        self._column = False  # the cursor stands behind text
-        self._begins: list[PromptEcho] = []  # what the text goes on from: drawn with its first token
-        self._shaded = ""  # by what tokens were coloured
-        self._later: list[str] = []  # notices that came in the middle of a text
+        self._column = False  # the cursor is after text
+        self._begins: list[PromptEcho] = []  # the beginning of the text, drawn with its first token
+        self._shaded = ""  # how tokens were coloured, for the legend
+        self._later: list[str] = []  # notices that arrived inside a text
 
     def __enter__(self) -> "LiveOutput":
         return self
@@ -98,7 +98,7 @@ class LiveOutput:
                 self._begin()
                 self._reply.strike(token.text)
         elif self._screen.as_json:
-            if token.text or token.id is not None:  # the rest are pieces that waited for more
+            if token.text or token.id is not None:  # others only carry pieces
                 self._screen.record(token_record(token))
         else:
             if self._screen.accessible and self._screen.interactive and not self._column:
@@ -123,7 +123,7 @@ class LiveOutput:
         if isinstance(event, ColumnEvent):
             if self._board is not None:
                 self._board.take(event)
-            elif isinstance(event.event, Step | Notice):  # the text is told when all are done
+            elif isinstance(event.event, Step | Notice):  # texts are shown when all are done
                 self._draw(event.event)
         elif self._redraws():
             self._quiet()
@@ -161,7 +161,7 @@ class LiveOutput:
 def token_record(token: Token) -> dict[str, Any]:
     """Return the JSON object of a token."""
     record: dict[str, Any] = {"event": "token", "text": token.text, "id": token.id}
-    if token.top:  # asked for; without `/logprobs` the figures only go into the record
+    if token.top:  # with `/logprobs` only; the record always has them
         record.update(logprob=token.logprob, entropy=token.entropy, top=[list(entry) for entry in token.top])
     return record
 
@@ -201,7 +201,7 @@ class LoadProgress:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.step = Step("")
         self._clock = clock
-        self._began = (0.0, 0)  # when the stage began, and how far it was then
+        self._began = (0.0, 0)  # start of the stage: time, and steps done
 
     def follow(self, events: list[Event]) -> None:
         """Note the last progress among some events."""

@@ -31,7 +31,7 @@ class WordWrap:
 
     def __init__(self, console: Console) -> None:
         self.width = console.width
-        self.style = Style.null()  # of what is read next
+        self.style = Style.null()  # of the text read next
         self._console = console
         self._open = Text()
 
@@ -144,7 +144,7 @@ class Region:
         """Replace the open lines; finished lines are written above them and not touched again."""
         visible = self._visible(open_lines)
         wanted = finished + visible
-        # where lines are taken away the last one is written again, as the cursor stands behind it
+        # if lines are removed, the last one is written again, since the cursor is at its end
         most = len(self._shown) if len(self._shown) <= len(wanted) else len(wanted) - 1
         same = 0
         while same < most and wanted[same] == self._shown[same]:

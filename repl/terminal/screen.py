@@ -190,7 +190,7 @@ class Screen:
         self.interactive = interactive
         self.accessible = False
         self._explained: set[str] = set()
-        self._progress_due = 0.0  # when a line may say again how far something is
+        self._progress_due = 0.0  # when the next line of progress may be written
         self._mono = False
         self.out, self.err = self._consoles(OutputConsole, not interactive)
 
@@ -204,7 +204,7 @@ class Screen:
             self.notice(join_facts(result.text, *(f"{line} {effect}" for line, effect in result.choices)))
         elif isinstance(result, Draft):
             self.err.print(render(result))
-        elif not isinstance(result, Reply | Loaded | Connected):  # a reply is written already; being ready says nothing
+        elif not isinstance(result, Reply | Loaded | Connected):  # a reply is written already; a load is silent
             self.out.print(render(result))
 
     def adapt(self, accessible: bool) -> None:

@@ -42,10 +42,10 @@ class Past(FileHistory):
 
     def append_string(self, string: str) -> None:
         """Add an entry to the file, or keep it in memory where it may not or cannot be saved."""
-        with suppress(OSError):  # a disk that refuses must not stop the conversation
+        with suppress(OSError):  # a full disk must not stop the conversation
             if self._keep:
                 self._path.touch(mode=0o600)
-                from filelock import FileLock  # takes a tenth of the time until the prompt, which needs none
+                from filelock import FileLock  # its import is a tenth of the time to the prompt, which does not need it
 
                 with FileLock(f"{self._path}.lock", timeout=LOCK_WAIT_S):
                     self.store_string(self._folds.whole(string))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from repl.terminal.editor.settings_panel import Panel
 
 DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
-PAGE_ROWS = 10  # settings that Page Up and Page Down pass over
+PAGE_ROWS = 10  # settings that Page Up and Page Down move by
 FOOT_ROWS = 4  # of the settings view, in a window of at least 12 rows
 
 

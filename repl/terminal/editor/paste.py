@@ -2,10 +2,10 @@
 
 import re
 
-MAX_LINES = 20  # a pasted block of more is folded
-MAX_CHARACTERS = 10_000  # characters; so is one of more
-MAX_HISTORY_CHARACTERS = 65_536  # characters; an entry of more comes back with only its first line open
-FIRST, LAST = 0x10F000, 0x10FFFD  # private characters, from a plane that no font and no text uses
+MAX_LINES = 20  # longer pastes are folded
+MAX_CHARACTERS = 10_000  # so are longer ones
+MAX_HISTORY_CHARACTERS = 65_536  # longer history entries are folded after their first line
+FIRST, LAST = 0x10F000, 0x10FFFD  # private-use characters of plane 16, which no text uses
 MARK = re.compile(f"[{chr(FIRST)}-{chr(LAST)}]")
 
 

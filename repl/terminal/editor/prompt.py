@@ -153,7 +153,7 @@ class Editor:
         self._styles = {theme: prompt_style(accent) for theme, accent in EDITOR_ACCENTS.items()}
         self._folds = Folds()
         self._says_how_to_leave = False  # Ctrl-C was pressed with nothing to stop
-        self._end: SystemExit | None = None  # what a signal asked for while keys were read
+        self._end: SystemExit | None = None  # the exit that a signal requested while keys were read
         keys = bindings(self._stop, self._folds)
         self._prompt: PromptSession[str] = PromptSession(
             message=[("class:prompt", mark)],
@@ -173,10 +173,11 @@ class Editor:
             bottom_toolbar=self._bar,
             enable_suspend=True,
         )
-        self._prompt.default_buffer.enable_history_search = Always()  # as an option it would end completion in typing
+        # as an option of the session it would turn completion while typing off
+        self._prompt.default_buffer.enable_history_search = Always()
         view = SideView(lambda: self.backend.panel(self._adapt), self._prompt.default_buffer)
         self._prompt.key_bindings = view.keys(keys)
-        self._prompt.complete_while_typing = ~view.shown  # else rows would be kept free for completions
+        self._prompt.complete_while_typing = ~view.shown  # else rows would be reserved for completions
         self._prompt.default_buffer.on_completions_changed += self._keep_rows
         layout = self._prompt.layout.container
         assert isinstance(layout, HSplit)
@@ -187,7 +188,7 @@ class Editor:
         vi = self.backend.settings().view.editing_mode == "vi"
         self._prompt.editing_mode = EditingMode.VI if vi else EditingMode.EMACS
         self._prompt.color_depth = ColorDepth.DEPTH_1_BIT if self.backend.settings().view.theme == "mono" else None
-        self._prompt.app.timeoutlen = ESCAPE_WAIT_S if vi else 1.0  # of Esc, for the key it is the Alt of
+        self._prompt.app.timeoutlen = ESCAPE_WAIT_S if vi else 1.0  # after Esc, for the key of an Alt sequence
 
     def read(self, draft: str = "") -> str:
         """Return the next line with its pastes expanded; raises `EOFError` on Ctrl-D in an empty one."""
@@ -195,7 +196,7 @@ class Editor:
         typed_ahead = get_typeahead(self.input)
         store_typeahead(self.input, typed_ahead)
         if draft and typed_ahead and not typed_ahead[0].data[:1].isspace():
-            draft += "\n"  # what was typed or pasted meanwhile is not part of its last word
+            draft += "\n"  # keep keys typed meanwhile apart from its last word
         self._adapt()
         self._keep_rows(self._prompt.default_buffer)
         line = self.run(lambda: self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
@@ -232,7 +233,7 @@ class Editor:
         try:
             with self.input.raw_mode():
                 early = [KeyPress(Keys.Enter) if key.key == Keys.ControlJ else key for key in self.input.read_keys()]
-                store_typeahead(self.input, early)  # before raw mode the terminal made a line feed of each Enter
+                store_typeahead(self.input, early)  # before raw mode the terminal turned Enter into a line feed
                 yield
         finally:
             with suppress(OSError):
@@ -294,7 +295,7 @@ class Editor:
                 await run_in_terminal(said)
                 DRAWING.reset(drawing)
             self._find_cursor()
-            if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
+            if shown != (shown := self._bar()):  # needless redraws make the cursor flicker
                 get_app().invalidate()
             self.backend.watch(lambda: loop.call_soon_threadsafe(ended.set))
             with suppress(asyncio.TimeoutError):
@@ -328,7 +329,7 @@ class Plain:
     def read(self, draft: str = "") -> str:
         """Return the next line; raises `EOFError` at the end of input. Background work is finished first."""
         self._settle()
-        drafts, editor = [draft], self._readline  # in the first row alone, and Ctrl-C takes it away
+        drafts, editor = [draft], self._readline  # for the first line only; Ctrl-C drops it
         if editor is not None:
             editor.set_startup_hook(lambda: editor.insert_text(drafts.pop() if drafts else ""))
         while True:
@@ -391,7 +392,7 @@ class Keyboard:
         elif now - self._heard_at > ESCAPE_WAIT_S:
             pressed += self._input.flush_keys()
         stop = [key for key in pressed if key.key in (Keys.ControlC, Keys.SIGINT)]
-        if pressed and pressed[-1].key == Keys.Escape:  # in front of another key it is the Alt of that key
+        if pressed and pressed[-1].key == Keys.Escape:  # before another key it is Alt
             stop.append(pressed[-1])
         self._keys += [key for key in pressed if key not in stop and key.key != Keys.CPRResponse]
         return bool(stop)
@@ -400,7 +401,7 @@ class Keyboard:
         """Tell whether bytes wait to be read: the parser does not tell when it holds back an escape."""
         try:
             return bool(select.select([self._input.fileno()], [], [], 0)[0])
-        except (OSError, ValueError, NotImplementedError):  # Windows: its console gives whole keys
+        except (OSError, ValueError, NotImplementedError):  # Windows: its console reports whole keys
             return False
 
     def keep(self) -> None:

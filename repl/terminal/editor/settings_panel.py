@@ -12,8 +12,8 @@ from repl.session.change_settings import ORIGINS, Setting
 from repl.session.session import Session
 
 PANEL_KEYS = "arrows, or type a value · Backspace resets · Esc closes"
-VALUE_COLUMNS = 14  # of a value at least, as far as one takes them
-RANGE = re.compile("^(?:a whole number(?: of)?|a number|one of) ")  # what the range of a setting begins with
+VALUE_COLUMNS = 14  # at least for a value that needs them
+RANGE = re.compile("^(?:a whole number(?: of)?|a number|one of) ")  # removed from the start of a setting's range
 
 
 class Panel:
