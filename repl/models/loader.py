@@ -71,7 +71,7 @@ def load_model(
 
 def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, consents: Consents) -> BaseModel:
     """Load a base model; its weights are packed here unless an adapter is merged into them first."""
-    device_map.placement_options(load)  # refuse a device that does not exist before looking for the model
+    device_map.placement_options(load)  # a device that is not there needs no model to be found
     found = _find(load, emit, offline)
     allowed = {"allow_pickle": load.allow_pickle, "trust_remote_code": load.trust_remote_code}
     try:
@@ -177,7 +177,7 @@ def _base(model: PreTrainedModel) -> ModelDefaults:
     return ModelDefaults(own, library.generation_defaults(), frozenset(vars(GenerationConfig())))
 
 
-# errors while loading
+# what goes wrong while a model loads
 
 
 @contextmanager
@@ -192,7 +192,7 @@ def _translated(load: Load) -> Iterator[None]:
         raise MissingExtra(f"a package is missing for {load.model}: {sentence(error)}", *way_out) from error
     except json.JSONDecodeError as error:
         raise BadModel(f"a file of {load.model} is not valid JSON: {sentence(error)}") from error
-    except BaseException as error:  # Rust panics are BaseExceptions
+    except BaseException as error:  # the Rust sides of the libraries panic with a BaseException
         if is_memory(error):
             said = f"{load.model} does not fit: {sentence(error)}"
             raise NoMemory(said, f"/plan {fit.typed_name(load)}", "/device auto") from error
