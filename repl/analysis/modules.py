@@ -122,16 +122,18 @@ class ModuleReader:
             return parts
         groups: dict[Part, list[Part]] = {}
         for part in parts:
-            groups.setdefault(nameless(part), []).append(part)
+            groups.setdefault(strip_place(part), []).append(part)
         return [
             replace(group[0], count=len(group), name=_ranges([int(one.name) for one in group]))
             for group in groups.values()
         ]
 
 
-def nameless(part: Part) -> Part:
+def strip_place(part: Part) -> Part:
     """Return a part without its place, so that identical modules compare equal."""
-    return replace(part, path="", name="" if part.name.isdigit() else part.name, parts=tuple(map(nameless, part.parts)))
+    return replace(
+        part, path="", name="" if part.name.isdigit() else part.name, parts=tuple(map(strip_place, part.parts))
+    )
 
 
 def _ranges(numbers: list[int]) -> str:

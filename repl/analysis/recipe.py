@@ -135,7 +135,7 @@ def _cut(record: Reply) -> str:
     return "out of time" if record.out_of_time else ""
 
 
-def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[PromptForm]:
+def prompt_forms(talk: Conversation, turn: Turn, record: Reply) -> list[PromptForm]:
     """Return the ways to write the prompt of a reply, the most readable first and the ids last."""
     ids = last_call(record)[0]
     asked = talk.turns[turn.parent or 0]

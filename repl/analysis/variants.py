@@ -148,7 +148,7 @@ def implied_words(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return SAMPLED if given.keys() & {*decoding.WARPERS, "seed"} else []
 
 
-def offered(session: Session | None = None) -> Mapping[str, str]:
+def complete_words(session: Session | None = None) -> Mapping[str, str]:
     """Return the words to complete with their help: models, and the names of settings."""
     models = dict.fromkeys(catalog.names() if session is None else session.model_names(), "")
     own = [name for name, part in settings.places().items() if part != "view" and name != "model"]

@@ -24,7 +24,9 @@ HEADS = ("", "first token", "prefill tok/s", "decode tok/s", "vs generate", "% o
 @command("speed", "/bench", "/bench quantize=int4 --new-tokens 32", see="fast quantize stats", needs_model=True)
 def bench_(
     session: Session,
-    *ways: Annotated[str, AnyText("a model, or a setting such as quantize=int4", variants.offered, variants.offered)],
+    *ways: Annotated[
+        str, AnyText("a model, or a setting such as quantize=int4", variants.complete_words, variants.complete_words)
+    ],
     prompt_tokens: Annotated[int, Integer(1)] = 256,
     new_tokens: Annotated[int, Integer(2)] = 128,
     repeats: Annotated[int, Integer(1)] = 3,

@@ -39,7 +39,7 @@ from repl.terminal.reply import fold_parts
 from repl.terminal.screen import render
 from repl.terminal.tables import First, grid
 
-COLUMN = RestOfLine("a text", variants.offered, variants.offered)
+COLUMN = RestOfLine("a text", variants.complete_words, variants.complete_words)
 
 
 @command(

@@ -33,7 +33,7 @@ class Known:
     engines: Mapping[str, str]
 
 
-def named_ones(session: Session) -> dict[str, str]:
+def server_urls(session: Session) -> dict[str, str]:
     """Return the URLs of the servers in the config file, by name."""
     return {name: table["url"] for name, table in session.engines.items()}
 
@@ -46,7 +46,7 @@ def named_ones(session: Session) -> dict[str, str]:
 )
 def connect(
     session: Session,
-    url: Annotated[str, AnyText("a URL, or a name from the config file", of_session=named_ones)] = "",
+    url: Annotated[str, AnyText("a URL, or a name from the config file", of_session=server_urls)] = "",
     *,
     key_env: str = "",
     model: str = "",
@@ -61,7 +61,7 @@ def connect(
     """
     if not url:
         server = session.remote.served() if session.remote else None
-        return Known(server, named_ones(session))
+        return Known(server, server_urls(session))
     where = servers.server_address(session, url, key_env, insecure)
     chosen = model or session.engines.get(url, {}).get("model", "")
     if insecure:

@@ -41,7 +41,7 @@ EXTRAS = {"peft": "adapters", "bitsandbytes": "8bit and 4bit weights", "torchao"
 DISTRIBUTION = "hub-repl"
 TESTED = ("torch", "transformers")
 """Libraries whose declared versions are those that the tests run on."""
-REACH = 4.5  # seconds for the Hub to answer
+HUB_TIMEOUT_S = 4.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def doctor(session: Session) -> Task[Doctor]:
         answer, token = check_hub(emit, session.store.offline)
         home = hub_cache.home()
         size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file() and not path.is_symlink())
-        versions = {"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)}
+        versions = {"hub-repl": __version__, "python": platform.python_version(), **find_versions(LIBRARIES)}
         return Doctor(
             versions=versions,
             devices=[describe_device(room) for room in session.store.measure()],
@@ -93,17 +93,17 @@ def doctor(session: Session) -> Task[Doctor]:
             cache=str(home),
             cache_bytes=size,
             disk_free=locate.disk()[1],
-            extras=found(EXTRAS),
+            extras=find_versions(EXTRAS),
             extensions=extensions.load_extensions(),
             terminal=terminal,
             paths=fast_paths.list_paths(session.store.current(), chosen) if session.store.facts() else (),
-            hints=[*untested(versions), *advice(speeds)],
+            hints=[*find_untested(versions), *advice(speeds)],
         )
 
     return session.run_on_model(examine)
 
 
-def found(names: Iterable[str]) -> dict[str, str]:
+def find_versions(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of packages without importing them; '' for one that is not installed."""
     return {name: _version(name) for name in names}
 
@@ -115,7 +115,7 @@ def _version(name: str) -> str:
         return "of unknown version"
 
 
-def untested(versions: Mapping[str, str]) -> list[str]:
+def find_untested(versions: Mapping[str, str]) -> list[str]:
     """Return a sentence for each library whose version is outside the tested ones."""
     with suppress(PackageNotFoundError):  # run from a folder, without being installed
         declared = [Requirement(line) for line in requires(DISTRIBUTION) or ()]
@@ -147,7 +147,7 @@ def check_hub(emit: JobContext, offline: bool) -> tuple[str, bool]:
         return "not checked: this session is offline", token
     began = time.monotonic()
     try:
-        call_hub(lambda: next(iter(HfApi().list_models(limit=1)), None), emit, REACH)
+        call_hub(lambda: next(iter(HfApi().list_models(limit=1)), None), emit, HUB_TIMEOUT_S)
     except Exception:  # of any kind: the Hub does not answer
         return f"does not answer at {constants.ENDPOINT}", token
     return f"answers at {constants.ENDPOINT} in {time.monotonic() - began:.1f} s", token

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.format import amount, count, device, format_map, join_facts
+from repl.core.jobs import Job
 from repl.core.values import AnyText, NameValue
 from repl.hub import catalog
 from repl.hub.catalog import ModelCard
@@ -22,13 +23,13 @@ from repl.terminal.tables import facts as facts_table
 MAX_FILES_SHOWN = 10  # of a model on the Hub
 
 
-def known(session: Session) -> list[str]:
+def known_models(session: Session) -> list[str]:
     """Return the models to complete: those of the connected server, else those that can be loaded."""
     remote = session.remote
     return [offer.id for offer in remote.listing.offers] if remote else session.model_names()
 
 
-def resident(session: Session) -> list[str]:
+def models_in_memory(session: Session) -> list[str]:
     """Return the models in memory."""
     return [each.facts.id for each in session.store.residents()]
 
@@ -36,7 +37,7 @@ def resident(session: Session) -> list[str]:
 @command("models", "/model gpt2", "/model builtin dtype=bfloat16", see="models plan info")
 def model(
     session: Session,
-    id: Annotated[str, AnyText("a model", suggest=catalog.names, of_session=known)] = "",
+    id: Annotated[str, AnyText("a model", suggest=catalog.names, of_session=known_models)] = "",
     *changes: NameValue,
 ) -> Any:
     """Load a model (Hub id, folder, builtin), or choose a model of the server.
@@ -69,18 +70,19 @@ def reload(session: Session) -> Task[ModelInfo]:
 
 @command("models", "/unload", "/unload gpt2", see="reload delete memory", needs_model=True)
 def unload(
-    session: Session, id: Annotated[str, AnyText("a model in memory", of_session=resident)] = ""
+    session: Session, id: Annotated[str, AnyText("a model in memory", of_session=models_in_memory)] = ""
 ) -> Task[list[ModelInfo]]:
     """Free the memory of a model; the conversation is kept."""
-    return session.run_on_model(lambda emit: session.store.drop(id), lambda job: unloaded(session, job.result()))
+    store = session.store
 
+    def settle(job: Job[list[ModelInfo]]) -> Message:
+        gone = job.result()
+        names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), amount(sum(facts.bytes for facts in gone))
+        others = [f"/model {each.facts.id} is still in memory" for each in store.residents()[:1]]
+        ways = "" if store.facts() else join_facts(*others, "/model ID loads another, /reload the same")
+        return Message(join_facts(f"{names} unloaded, {size}", ways))
 
-def unloaded(session: Session, gone: list[ModelInfo]) -> Message:
-    """Return what was freed, and what to type if no model is current now."""
-    names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), amount(sum(facts.bytes for facts in gone))
-    others = [f"/model {each.facts.id} is still in memory" for each in session.store.residents()[:1]]
-    ways = "" if session.store.facts() else join_facts(*others, "/model ID loads another, /reload the same")
-    return Message(join_facts(f"{names} unloaded, {size}", ways))
+    return session.run_on_model(lambda emit: store.drop(id), settle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +105,12 @@ def info(session: Session, id: Annotated[str, AnyText("a model", catalog.names, 
     return Info(facts, {name: getattr(chosen, name) for name in chosen.__slots__})
 
 
-def quantized(facts: ModelInfo) -> str:
-    """Return the quantization, and the number of quantized layers if it is known."""
-    left = f", {facts.left} not quantized" if facts.left else ""
-    return facts.quantization + (f" ({facts.packed} linear layers quantized{left})" if facts.packed else "")
-
-
 @render.register
 def _(result: Info) -> RenderableType:
     facts, asked = result.facts, result.asked
     model = settings.full_name(facts.id)
     stored = ", ".join(f"{count(number)} {STORED.get(name, name)}" for name, number in facts.stored.items())
+    left = f", {facts.left} not quantized" if facts.left else ""
     names, others = ", ".join(facts.unexpected[:3]), len(facts.unexpected) - 3
     more = f" and {others} more" if others > 0 else ""
     rows = {
@@ -122,7 +119,8 @@ def _(result: Info) -> RenderableType:
         "architecture": f"{facts.architecture}, {facts.layers} layers, vocabulary {facts.vocabulary:,}",
         "parameters": f"{facts.parameters:,} ({count(facts.parameters)}), stored as {stored}",
         "dtype": f"{facts.dtype} (asked for {asked['dtype']})",
-        "quantization": quantized(facts),
+        "quantization": facts.quantization
+        + (f" ({facts.packed} linear layers quantized{left})" if facts.packed else ""),
         "adapter": facts.adapter,
         "memory": amount(facts.bytes),
         "device": f"{device(facts.device_map)} (asked for {asked['device']})",

@@ -140,14 +140,14 @@ def _(result: Next) -> RenderableType:
     nothing = "-" if ascii_only() else "–"
     rows = [(one.text, one.probability) for one in result.candidates]
     drawn = [percent(one.drawn) if one.drawn else nothing for one in result.candidates]
-    return Group(lead(result), _tables(rows, drawn if result.processors else []), fact_line(_figures(result)))
+    return Group(draw_context(result), _tables(rows, drawn if result.processors else []), fact_line(_figures(result)))
 
 
 @render.register
 def _(result: Offered) -> RenderableType:
     tables = _tables([(text, exp(logprob)) for text, logprob in result.candidates])
     told = f"the {len(result.candidates)} likeliest that {clean_line(result.server)} gives"
-    return Group(lead(result), tables, fact_line(told, "entropy is not known"))
+    return Group(draw_context(result), tables, fact_line(told, "entropy is not known"))
 
 
 def _tables(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> First:
@@ -172,7 +172,7 @@ def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str], cells: int) 
     return grid("lllrrr"[: len(heads)], drawings, heads)
 
 
-def lead(result: Next | Offered) -> Text:
+def draw_context(result: Next | Offered) -> Text:
     """Draw the end of the text before the tokens."""
     line = clean_line(" ".join(result.text.split()))
     line = line if len(line) <= TAIL_CHARACTERS else ("..." if ascii_only() else "…") + line[-TAIL_CHARACTERS:]

@@ -64,7 +64,7 @@ class Plan:
     """The row that an empty line loads, from 1; 0 for none."""
 
 
-def planned(load: Load, rooms: Sequence[Room], offline: bool, emit: JobContext) -> Plan:
+def make_plan(load: Load, rooms: Sequence[Room], offline: bool, emit: JobContext) -> Plan:
     """Read a model's files and estimate its memory; for the model thread."""
     found = survey(load, emit, offline)
     sizes = ModelSizes(found.config)
@@ -109,7 +109,7 @@ def plan_(session: Session, id: Annotated[str, AnyText("a model", suggest=locate
     now = session.pending()
     load = changed(now, settings.address(id), parts=("load",)).load if id else now.load
     store = session.store
-    return session.run_on_model(lambda emit: planned(load, store.rooms(), store.offline, emit))
+    return session.run_on_model(lambda emit: make_plan(load, store.rooms(), store.offline, emit))
 
 
 @render.register

@@ -104,7 +104,7 @@ def recipe_(
         )
         return replace(made, file=str(path))
 
-    forms = recipe.spellings(session.conversation, asked, record)
+    forms = recipe.prompt_forms(session.conversation, asked, record)
     return session.run_on_model(lambda emit: write_recipe(session.store, asked, forms, emit), settle)
 
 

@@ -37,7 +37,7 @@ class Replay:
 @command("compare", "/replay gpt2", "/replay dtype=bfloat16 --pinned", see="compare go", needs_model=True)
 def replay(
     session: Session,
-    model: Annotated[str, AnyText("a model or settings", variants.offered, variants.offered)],
+    model: Annotated[str, AnyText("a model or settings", variants.complete_words, variants.complete_words)],
     *,
     pinned: bool = False,
 ) -> Task[Any]:

@@ -61,7 +61,7 @@ class Resumed:
         return self.unanswered
 
 
-def newest(session: Session) -> dict[str, str]:
+def newest_sessions(session: Session) -> dict[str, str]:
     """Return the titles of the newest sessions by id, for completion."""
     try:
         return {one.id: one.title for one in session.archive.sessions()[:MAX_SESSIONS]}
@@ -71,7 +71,7 @@ def newest(session: Session) -> dict[str, str]:
 
 @command("history", "/resume", "/resume 3f2a", see="sessions title")
 def resume(
-    session: Session, id: Annotated[str, AnyText("the beginning of a session's id", of_session=newest)] = ""
+    session: Session, id: Annotated[str, AnyText("the beginning of a session's id", of_session=newest_sessions)] = ""
 ) -> Resumed:
     """Continue a saved session: the last one, or the one with this id.
 

@@ -37,7 +37,7 @@ NAME_COLUMNS, VALUE_COLUMNS = 22, 12
 
 
 @dataclass(frozen=True, slots=True)
-class Table_:
+class SettingsTable:
     """The settings by group, the changed ones first."""
 
     groups: dict[str, list[Setting]]
@@ -50,7 +50,7 @@ def _(result: Setting) -> RenderableType:
 
 
 @command("settings", "/settings", "/settings beams", see="set reset config", name="settings")
-def all_settings(session: Session, words: RestText = "") -> Table_:
+def all_settings(session: Session, words: RestText = "") -> SettingsTable:
     """Show all settings with values and origins, changed ones first.
 
     /settings beams shows those with that word in their name, help or group.
@@ -63,7 +63,7 @@ def all_settings(session: Session, words: RestText = "") -> Table_:
     fits = [row for row, text in said if words.lower().removesuffix("s") in text.lower()]
     shown = {"changed": [row for row in changed if row in fits]}
     shown |= {title: [row for row in group if row in fits and row not in changed] for title, group in groups.items()}
-    return Table_({title: found for title, found in shown.items() if found})
+    return SettingsTable({title: found for title, found in shown.items() if found})
 
 
 def _others(session: Session) -> list[Setting]:
@@ -84,7 +84,7 @@ def _other(session: Session, name: str, found: decoding.Value) -> Setting:
     return Setting(name, found.value, found.origin, "field of generation_config", kind.phrase, default)
 
 
-def _tables(result: Table_, width: int, _: bool) -> Iterator[RenderableType]:
+def _tables(result: SettingsTable, width: int, _: bool) -> Iterator[RenderableType]:
     """Draw a table for each group; in a narrow window without the help, unless few settings are shown."""
     if not result.groups:
         yield Text("no setting matches", "quiet")
@@ -104,7 +104,7 @@ def _tables(result: Table_, width: int, _: bool) -> Iterator[RenderableType]:
         yield Text("/help NAME explains one", "quiet")
 
 
-render.register(Table_, lambda result: Responsive(partial(_tables, result)))
+render.register(SettingsTable, lambda result: Responsive(partial(_tables, result)))
 
 
 @command("settings", "/set temperature 0.7", "/set max_time 5", see="settings reset", needs_model=True)

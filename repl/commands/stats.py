@@ -45,7 +45,7 @@ class Stats:
     """Whether a line of figures is shown under each reply."""
 
 
-def summed(name: str, records: Iterable[Reply]) -> Total:
+def sum_replies(name: str, records: Iterable[Reply]) -> Total:
     """Add up the figures of replies."""
     found = list(records)
     timed = [one for one in found if one.timing.decode_tps and one.usage.completion > 1]
@@ -83,8 +83,8 @@ def stats(
     # a picked sequence is a turn of its own, with the timing of the reply it was generated with
     records = list({(turn.parent, turn.record.timing): turn.record for turn in turns if turn.record}.values())
     names = dict.fromkeys(map(label, records))
-    models = [summed(name, (one for one in records if label(one) == name)) for name in names]
-    return Stats(summed("", records), models, session.settings.view.stats)
+    models = [sum_replies(name, (one for one in records if label(one) == name)) for name in names]
+    return Stats(sum_replies("", records), models, session.settings.view.stats)
 
 
 @render.register

@@ -159,7 +159,7 @@ def test_a_path_with_an_equals_sign_is_a_model(tmp_path: Path) -> None:
 
 def test_words_are_offered_for_every_column() -> None:
     assert [word for word, _ in registry.complete_line("/compare now dt")] == ["dtype="]
-    assert "builtin" in variants.offered()
+    assert "builtin" in variants.complete_words()
 
 
 # columns

@@ -212,7 +212,7 @@ def test_a_reply_in_channels_stands_as_the_template_reads_it(gpt2_folder, emit):
     ids = tuple(tokenizer("<user>:Hi<assistant>Hm.:Fine.<user>:More<assistant>").input_ids)
     record = replace(RECORD, prompt_ids=ids, usage=Usage(len(ids), 0, 1))
     last = talk.close(talk.add("assistant", "", again.id), " there", "complete", record)
-    form = recipe.find_form(recipe.spellings(talk, last, record), record, tokenizer, emit)
+    form = recipe.find_form(recipe.prompt_forms(talk, last, record), record, tokenizer, emit)
     assert form.messages[1] == {"role": "assistant", "content": "Fine.", "thinking": "Hm."}
     assert '{"role": "assistant", "content": "Fine.", "thinking": "Hm."}' in write_script(last, GPT2, form, None)
 

@@ -7,7 +7,7 @@ import pytest
 from driving import ask, ask_until, opened, run
 from rich.console import Console
 
-from repl.commands.stats import Stats, Total, summed
+from repl.commands.stats import Stats, Total, sum_replies
 from repl.core.events import Token
 from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.terminal.screen import THEME, render, reply_figures
@@ -28,8 +28,8 @@ def drawn(result: object, width: int = 80) -> str:
 def test_totals_are_sums_and_the_rate_is_of_all_steps():
     """Ten steps at 10 and ninety at 30 tokens/s: a hundred steps in four seconds; a single token has no rate."""
     records = [done(10, 0, 11, 10.0, 1.5), done(30, 20, 91, 30.0, 3.5), done(5, 0, 1, None, 0.5)]
-    assert summed("m", records) == Total("m", 3, 45, 20, 103, 5.5, pytest.approx(25.0))
-    assert summed("", []) == Total("", 0, 0, 0, 0, 0, None)
+    assert sum_replies("m", records) == Total("m", 3, 45, 20, 103, 5.5, pytest.approx(25.0))
+    assert sum_replies("", []) == Total("", 0, 0, 0, 0, 0, None)
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_every_branch_counts_and_each_model_by_itself(llama_folder, gpt2_folder)
         records = [turn.record for turn in session.conversation.turns.values() if turn.record]
         found = run(session, "/stats")
     assert isinstance(found, Stats)
-    assert found.total == summed("", records)
+    assert found.total == sum_replies("", records)
     assert found.total.replies == len(records) == 6
     assert found.total.reused > 0
     assert [(one.model, one.replies) for one in found.models] == [

@@ -116,6 +116,6 @@ def test_without_a_model_there_are_none(llama_folder):
     ],
 )
 def test_versions_outside_of_the_tested_ones_are_told(versions, said):
-    hints = doctor.untested(versions)
+    hints = doctor.find_untested(versions)
     assert [" ".join(hint.split()[:2]) for hint in hints] == said
     assert all("outside the tested versions" in hint for hint in hints)
