@@ -122,12 +122,10 @@ class Board:
         self._columns[event.column].take(event.event)
         self._behind = True
 
-    def is_due(self) -> bool:
-        """Tell whether there is something new to draw, and the last drawing was long enough ago."""
-        return self._behind and time.monotonic() - self._drawn_at > 1 / MAX_REDRAWS_PER_S
-
-    def drawn(self) -> RenderableType:
-        """Return the columns as they are."""
+    def drawn(self) -> RenderableType | None:
+        """Return the columns as they are; None if nothing is new, or the last drawing was too recent."""
+        if not self._behind or time.monotonic() - self._drawn_at <= 1 / MAX_REDRAWS_PER_S:
+            return None
         self._drawn_at, self._behind = time.monotonic(), False
         width, height = self._console.width, self._console.height
         room = each(width, len(self._columns))

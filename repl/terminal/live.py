@@ -63,8 +63,8 @@ class LiveOutput:
             self._bar.wait()
         for event in events:
             self._draw(event)
-        if self._board is not None and self._board.is_due():
-            self._redraw(self._board.drawn())
+        if self._board is not None and (drawn := self._board.drawn()) is not None:
+            self._redraw(drawn)
         self._screen.out.file.flush()
 
     def _draw(self, event: Event) -> None:
