@@ -110,6 +110,11 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in words for sign in OUT_OF_MEMORY)
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """Return the first of a chain of errors, each of which caused the next."""
+    return error if error.__cause__ is None else root_cause(error.__cause__)
+
+
 def sentence(error: BaseException, most: int = 200) -> str:
     """Return the message of an error on one line without a full stop, of at most `most` characters."""
     words = " ".join((log.hide_tokens(str(error)) or type(error).__name__).split())

@@ -12,7 +12,17 @@ from transformers import GenerationConfig
 
 from repl.core import decoding, library, paths
 from repl.core.decoding import ModelDefaults
-from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable, is_memory, sentence
+from repl.core.errors import (
+    BadModel,
+    Cancelled,
+    MissingExtra,
+    NoMemory,
+    ReplError,
+    Unreachable,
+    is_memory,
+    root_cause,
+    sentence,
+)
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from repl.core.settings import Load
@@ -189,7 +199,9 @@ def _translated(load: Load) -> Iterator[None]:
         raise
     except ImportError as error:
         way_out = () if load.attention == "auto" else ("/attention auto",)
-        raise MissingExtra(f"a package is missing for {load.model}: {sentence(error)}", *way_out) from error
+        first = root_cause(error)  # the library says only which of its own modules failed
+        said = "a package is missing for" if isinstance(first, ImportError) else "a package cannot be imported for"
+        raise MissingExtra(f"{said} {load.model}: {sentence(first)}", *way_out) from error
     except json.JSONDecodeError as error:
         raise BadModel(f"a file of {load.model} is not valid JSON: {sentence(error)}") from error
     except BaseException as error:  # the Rust sides of the libraries panic with a BaseException
