@@ -515,6 +515,21 @@ def test_a_model_that_generates_its_own_way_is_left_to_it(tiny):
     assert "overrides" in decode.drafters.refusal(Own(model.config), model.generation_config, 5)
 
 
+def test_only_a_model_that_heeds_the_mask_gets_padded_rows(llama_folder):
+    """A trial decides."""
+    model, tokenizer = bare(llama_folder)
+    prompt = tokenizer(TEXT)["input_ids"]
+
+    class Deaf(type(model)):
+        def forward(self, *words: Any, **named: Any) -> Any:
+            return super().forward(*words, **{**named, "attention_mask": None})
+
+    deaf = Deaf(model.config)
+    deaf.load_state_dict(model.state_dict())
+    assert decode.batch.can_pad(model, prompt)
+    assert not decode.batch.can_pad(deaf.eval(), prompt)
+
+
 def test_another_tokenizer_is_refused_and_nothing_changes(session, gpt2_folder, recurrent_folder):
     with pytest.raises(UsageError, match="has a different tokenizer"):
         run(session, f"/assistant {gpt2_folder}")
