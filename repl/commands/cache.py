@@ -1,7 +1,7 @@
 """The cache of models: download one, delete one."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from repl.commands.registry import command
 from repl.core.errors import UsageError
@@ -15,7 +15,7 @@ from repl.session.session import Session, Task
 
 
 @command("models", "/download gpt2", "/download Qwen/Qwen3-0.6B", see="plan models model")
-def download(session: Session, id: Annotated[str, AnyText("a model", catalog.names, Session.model_names)]) -> Task[Any]:
+def download(session: Session, id: Annotated[str, AnyText("a model", catalog.names, Session.model_names)]) -> Task[str]:
     """Download a model into the cache without loading it."""
     want, began = catalog.parse_request(id), time.monotonic()
 
@@ -34,7 +34,7 @@ def delete(
     id: Annotated[str, AnyText("a model in the cache", suggest=catalog.names.here)],
     *,
     yes: bool = False,
-) -> Task[Any]:
+) -> Task[Freed]:
     """Delete a model from the cache; without --yes, show what that frees."""
     if id == builtin.ID:
         raise UsageError("the built-in model is not in the cache and cannot be deleted")

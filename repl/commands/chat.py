@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from repl.analysis.variants import implied_words
 from repl.commands.registry import command
@@ -102,7 +101,7 @@ def edit(session: Session, number: ExchangeNumber = 0) -> Draft:
 
 
 @command("chat", "/system Answer in one sentence.", "/system none", see="prefill template")
-def system(session: Session, text: RestText = "") -> Any:
+def system(session: Session, text: RestText = "") -> Message:
     """Set the system message; without an argument, show it.
 
     `/system none` removes it.

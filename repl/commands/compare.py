@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -54,7 +54,7 @@ def compare(
     *columns: Annotated[str, COLUMN],
     prompts: Annotated[str, AnyText("a file of prompts")] = "",
     template: Annotated[str, AnyText("a file")] = "",
-) -> Task[Any]:
+) -> Task[PromptGrid] | Task[None]:
     """Compare the answers of models or settings, side by side.
 
     Each word is a column: a model, a change to the current settings (beams=4; temperature=0.7 also samples), or

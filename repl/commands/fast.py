@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -52,7 +52,7 @@ class Fast:
 
 
 @command("speed", "/fast", "/fast prompt_lookup", see="bench assistant quantize", needs_model=True)
-def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> Any:
+def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> object:
     """Make replies faster; without an argument, show the measured speed-up.
 
     prompt_lookup proposes the tokens that followed the same tokens earlier in the text, and the model checks them
@@ -80,7 +80,7 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
 )
 def assistant(
     session: Session, id: Annotated[str, RestOfLine("a model", catalog.names, Session.model_names)] = ""
-) -> Any:
+) -> object:
     """Let a smaller model propose tokens that the model checks in one pass.
 
     Both models need the same tokenizer. /assistant none turns it off.
@@ -104,7 +104,7 @@ def assistant(
     )
 
 
-def _measured(session: Session, facts: ModelInfo) -> Task[Any]:
+def _measured(session: Session, facts: ModelInfo) -> Task[Fast]:
     """Compare the speed of replies of the model in use, with each mode and without."""
     named = {"id": facts.id, "commit": facts.commit, "dtype": facts.dtype, "quantization": facts.quantization}
     turns, chosen = session.conversation.turns.values(), session.settings

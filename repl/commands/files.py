@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -52,7 +52,7 @@ class Presets:
 
 
 @command("settings", "/preset save story", "/preset story", see="config settings reset")
-def preset(session: Session, name: Annotated[str, AnyText()] = "", new: Annotated[str, AnyText()] = "") -> Any:
+def preset(session: Session, name: Annotated[str, AnyText()] = "", new: Annotated[str, AnyText()] = "") -> object:
     """Apply saved settings; without an argument, list them.
 
     `/preset save NAME` saves the current ones.
@@ -99,7 +99,7 @@ class Where:
 
 
 @command("settings", "/config", "/config init", see="preset settings")
-def config_(session: Session, word: Annotated[str, AnyText()] = "") -> Any:
+def config_(session: Session, word: Annotated[str, AnyText()] = "") -> object:
     """Show the config file.
 
     `/config init` writes one with every setting explained.

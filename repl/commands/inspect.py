@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from math import exp
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -45,7 +45,7 @@ class Painted(Trace):
 @command("inspect", "/probs", "/probs on", see="inspect logprobs why")
 def probs(
     session: Session, value: Annotated[str, RestOfLine(suggest=settings.setting_kind("probs").complete)] = ""
-) -> Any:
+) -> object:
     """Colour the last reply by token probability; on or entropy: all replies.
 
     The probabilities are the model's own, before temperature and other logits processors. While it is on, Markdown
@@ -58,7 +58,7 @@ def probs(
 
 
 @command("inspect", "/inspect", "/inspect 2", see="why take probs")
-def inspect(session: Session, number: ExchangeNumber = 0) -> Any:
+def inspect(session: Session, number: ExchangeNumber = 0) -> object:
     """Browse a reply token by token, with the alternatives at each.
 
     NUMBER is that of its exchange, by default the last. Arrows move; a digit or Tab chooses an alternative, and
@@ -116,7 +116,7 @@ def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task
     return session.generate_turn(asked, lambda emit: remote.reply_from(request, record, place, token, emit), lead)
 
 
-def look_at(session: Session, turn: Turn, make: Callable[[Trace, str], Any]) -> Any:
+def look_at(session: Session, turn: Turn, make: Callable[[Trace, str], object]) -> object:
     """Make a view of the tokens of a reply, from its record or measured again, and of how they are coloured."""
     by = "entropy" if session.settings.view.probs == "entropy" else "on"
     if (found := require_trace(turn)) is not None:

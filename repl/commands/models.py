@@ -39,7 +39,7 @@ def model(
     session: Session,
     id: Annotated[str, AnyText("a model", suggest=catalog.names, of_session=known_models)] = "",
     *changes: NameValue,
-) -> Any:
+) -> object:
     """Load a model (Hub id, folder, builtin), or choose a model of the server.
 
     An id may have a revision or a file: ID@REVISION, ID:FILE.gguf. Load settings may follow it. Without an id, describe
@@ -55,7 +55,7 @@ def model_all_the_same(
     session: Session,
     id: Annotated[str, AnyText("a model", catalog.names, Session.model_names)],
     *changes: NameValue,
-) -> Any:
+) -> object:
     """Load a model even if it does not seem to fit in memory."""
     given = [*settings.address(id), *changes]
     session.store.allowed.add(changed(session.pending(), given).load)
@@ -94,7 +94,7 @@ class Info:
 
 
 @command("models", "/info", "/info gpt2", see="arch plan memory", needs_model=True)
-def info(session: Session, id: Annotated[str, AnyText("a model", catalog.names, Session.model_names)] = "") -> Any:
+def info(session: Session, id: Annotated[str, AnyText("a model", catalog.names, Session.model_names)] = "") -> object:
     """Describe the loaded model, or show the model card of another one."""
     if session.remote is not None and not id:
         return session.remote.served()

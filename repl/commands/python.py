@@ -50,21 +50,17 @@ def python(session: Session) -> PythonPrompt:
 
 def visit(session: Session) -> Message:
     """Run the Python prompt to its end; on the main thread, while the model thread is idle."""
-    resident = session.store.touch()
+    resident, record = session.store.touch(), session.last.record if session.last else None
+    model, leave = resident.model, Leave()
+    ids = measure.forward.input_ids(model, [*record.prompt_ids, *record.token_ids]) if record else None
+    names = {"model": model, "tokenizer": resident.tokenizer, "ids": ids, "reply": record, "exit": leave, "quit": leave}
     try:
         with interruptible():
-            interact(namespace(session, resident.model, resident.tokenizer))
+            interact(names)
     finally:
         for each in session.store.residents():  # they may share weights
             each.runtime.forget()
     return Message(BACK)
-
-
-def namespace(session: Session, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """Return the names in the Python prompt; `ids` and `reply` are None if there is no reply."""
-    record = session.last.record if session.last else None
-    ids = measure.forward.input_ids(model, [*record.prompt_ids, *record.token_ids]) if record else None
-    return {"model": model, "tokenizer": tokenizer, "ids": ids, "reply": record, "exit": Leave(), "quit": Leave()}
 
 
 class Leave:

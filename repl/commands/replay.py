@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -40,7 +40,7 @@ def replay(
     model: Annotated[str, AnyText("a model or settings", variants.complete_words, variants.complete_words)],
     *,
     pinned: bool = False,
-) -> Task[Any]:
+) -> Task[None]:
     """Answer the messages of this conversation with another model.
 
     Other settings are written as for /compare: dtype=bfloat16, or several joined by commas. Each message is

@@ -12,7 +12,7 @@ from rich.text import Text
 from repl.analysis.variants import GREEDY_WORDS, SAMPLED
 from repl.commands.registry import command
 from repl.core import decoding, fields, settings
-from repl.core.jobs import JobContext
+from repl.core.jobs import Job, JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import AnyText, NameValue, RestOfLine, RestText, show_value
 from repl.generation.prompt.chat_template import argument, template_values
@@ -120,7 +120,7 @@ def set_(session: Session, name: str, value: RestText = "") -> object:
     if decoding.is_setting(name):
         return change(session, settings.find_setting(name), value)
 
-    def check(emit: JobContext) -> object:
+    def check(emit: JobContext) -> tuple[str, object]:
         word = value or "default"
         if session.remote is not None and (found := session.remote.parameter(name, word)):
             return found
@@ -128,7 +128,7 @@ def set_(session: Session, name: str, value: RestText = "") -> object:
             return argument(session.store.current().tokenizer, name, word, template_values(session.settings.extra))
         return read_model_field(session, decoding.find_other(name.replace("-", "_"), session.base()), word)
 
-    def settle(job: Any) -> Setting | Message:
+    def settle(job: Job[tuple[str, object]]) -> Setting | Message:
         full, found = job.result()
         if not value:
             rows = {row.name: row for row in _others(session)}

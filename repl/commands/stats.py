@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -72,7 +72,7 @@ def label(record: Reply) -> str:
 @command("other", "/stats", "/stats off", see="bench doctor")
 def stats(
     session: Session, value: Annotated[str, RestOfLine(suggest=settings.setting_kind("stats").complete)] = ""
-) -> Any:
+) -> object:
     """Show totals of this session; on or off: statistics under replies.
 
     All replies on all branches of the conversation count, stopped ones too.

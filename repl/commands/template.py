@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -75,7 +75,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, made: Rendered, parts: list[Span
 @command("inspect", "/template", "/template check", see="tokens system mode", needs_model=True)
 def template(
     session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["check"])] = "", *, ids: bool = False
-) -> Task[Any]:
+) -> Task[Report] | Task[TurnPrompt]:
     """Show the exact prompt of the next turn.
 
     `/template check` checks the template for common faults. /template TEXT uses TEXT as your next message. --ids lists
@@ -100,7 +100,7 @@ def template(
         tokens = dict(Counter(piece.role for piece in pieces))
         return TurnPrompt(made.text, list(made.ids), pieces, tokens, resident.facts.context, made.notice, ids)
 
-    return session.run_on_model(report if text == "check" else prompt)
+    return session.run_on_model(report) if text == "check" else session.run_on_model(prompt)
 
 
 @render.register

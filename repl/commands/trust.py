@@ -1,7 +1,7 @@
 """/trust: the remote code of a model, and consent to run it."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -31,7 +31,7 @@ class Trust:
 
 
 @command("models", "/trust", "/trust yes", see="trust_remote_code allow_pickle")
-def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "always", "no"))] = "show") -> Any:
+def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "always", "no"))] = "show") -> object:
     """Show a model's remote code, and allow it to run.
 
     It is about the model that was refused last, else the loaded one. `/trust yes` allows the code of this commit in
