@@ -336,7 +336,8 @@ class Shell:
 
     def farewell(self) -> None:
         """Show the title that the session is saved under, and how to resume it."""
-        answers = sum(turn.record is not None for turn in self.session.conversation.turns.values())
+        turns = self.session.conversation.turns.values()
+        answers = len({turn.parent for turn in turns if turn.record})  # one that was continued is one
         if answers and self.saves:
             wide = self.screen.err.width >= MIN_FAREWELL_COLUMNS
             ending = join_facts(counted(answers, "answer") if wide else "", "hub-repl --resume continues")
