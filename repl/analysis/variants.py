@@ -24,9 +24,9 @@ NAMED_SETTING = re.compile(r"[A-Za-z_][A-Za-z_-]*=.*", re.DOTALL)
 ONE_SEQUENCE = [("num_beams", "1"), ("num_return_sequences", "default")]
 GREEDY_WORDS = [("do_sample", "off"), *ONE_SEQUENCE]
 GREEDY_VALUES = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
-SAMPLED = [("do_sample", "on"), *ONE_SEQUENCE]
+SAMPLE_WORDS = [("do_sample", "on"), *ONE_SEQUENCE]
 WORDS: dict[str, list[tuple[str, str]]] = {
-    **{NOW: [], LOCAL: [], "greedy": GREEDY_WORDS, "sample": SAMPLED},
+    **{NOW: [], LOCAL: [], "greedy": GREEDY_WORDS, "sample": SAMPLE_WORDS},
     "prompt_lookup": [("assistant", "none"), ("prompt_lookup", str(decoding.LOOKUP_TOKENS))],
 }
 NEXT = "|".join(WORDS)
@@ -145,7 +145,7 @@ def implied_words(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
         return []
     if "num_beams" in given:
         return [("do_sample", "off"), ("num_return_sequences", "default")]
-    return SAMPLED if given.keys() & {*decoding.WARPERS, "seed"} else []
+    return SAMPLE_WORDS if given.keys() & {*decoding.WARPERS, "seed"} else []
 
 
 def complete_words(session: Session | None = None) -> Mapping[str, str]:

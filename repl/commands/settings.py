@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.analysis.variants import GREEDY_WORDS, SAMPLED
+from repl.analysis.variants import GREEDY_WORDS, SAMPLE_WORDS
 from repl.commands.registry import command
 from repl.core import decoding, fields, settings
 from repl.core.jobs import Job, JobContext
@@ -164,7 +164,7 @@ def greedy(session: Session) -> Message:
 @command("settings", "/sample", "/sample temperature=0.8 top_p=0.95", see="greedy seed sweep")
 def sample(session: Session, *changes: NameValue) -> Message:
     """Turn sampling on, with these settings."""
-    return apply(session, [*SAMPLED, *changes])
+    return apply(session, [*SAMPLE_WORDS, *changes])
 
 
 def _register(name: str) -> None:

@@ -1,17 +1,14 @@
 """What a model is made of: every number against a sum of its own, paths opened, completed and mended."""
 
-import io
-
 import pytest
-from driving import opened, run
-from rich.console import Console
+from driving import drawn, opened, run
 
 from repl.analysis.attention import read_traits
 from repl.analysis.modules import Part, block_level, cut_tree, fold_modules
 from repl.commands import registry
 from repl.core import library
 from repl.core.errors import UsageError
-from repl.terminal.screen import THEME, render, to_jsonable
+from repl.terminal.screen import to_jsonable
 
 SIZES = {"vocab_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 32}
 ROTARY = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
@@ -246,16 +243,14 @@ def test_paths_are_completed_one_level_at_a_time(session):
     assert registry.complete_line("/arch mo") == []
 
 
-def drawn(session, line: str, width: int) -> list[str]:
-    console = Console(file=io.StringIO(), width=width, color_system=None, theme=THEME)
-    console.print(render(run(session, line)))
-    return [row.rstrip() for row in console.file.getvalue().splitlines()]
+def drawn_rows(session, line: str, width: int) -> list[str]:
+    return [row.rstrip() for row in drawn(run(session, line), width).splitlines()]
 
 
 @pytest.mark.parametrize("width", [60, 100, 140])
 @pytest.mark.parametrize("line", ["/arch", "/arch --depth 9", "/arch model.layers.0"])
 def test_no_row_is_too_wide_and_numbers_stay_whole(session, width, line):
-    rows = drawn(session, line, width)
+    rows = drawn_rows(session, line, width)
     assert max(map(len, rows)) <= width
     total = f"{run(session, line).part.parameters:,}"
     assert rows[-1 - rows[::-1].index("") + 1].endswith(total)
@@ -264,6 +259,6 @@ def test_no_row_is_too_wide_and_numbers_stay_whole(session, width, line):
 @pytest.mark.parametrize("kind", ["gpt2", "recurrent", "metaspace"])
 def test_other_builds_are_drawn_too(kind, request):
     with opened(request.getfixturevalue(f"{kind}_folder")) as other:
-        rows = drawn(other, "/arch", 100)
+        rows = drawn_rows(other, "/arch", 100)
         assert to_jsonable(run(other, "/arch"))["part"]["parameters"] == other.facts().parameters
     assert any(row.lstrip().startswith(("h ", "layers ")) and " 2 x " in row for row in rows)

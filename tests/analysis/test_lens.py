@@ -4,14 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Recorder
-from driving import ask, bare, opened, run
-from rich.console import Console
+from driving import ask, bare, drawn, opened, run
 
 from repl import analysis
 from repl.commands.lens import Lens
 from repl.commands.registry import COMMANDS, parse_arguments
 from repl.core.errors import Cancelled, Failed, UsageError
-from repl.terminal.screen import THEME, render, to_jsonable
+from repl.terminal.screen import to_jsonable
 from repl.terminal.token_colours import heat
 
 IDS = [3, 14, 15, 9, 26]
@@ -214,7 +213,7 @@ def test_without_a_text_it_is_the_least_certain_token_of_the_last_reply(chat):
     number = found.tokens - len(record.prompt_ids) + 1
     own = logits_after(chat, [*record.prompt_ids, *record.token_ids[: number - 1]]).log_softmax(-1)
     assert number == run(chat, "/why").number
-    assert f"token {number} of exchange 1, the least certain" in drawn(found, 100)[0]
+    assert f"token {number} of exchange 1, the least certain" in drawn(found)
     assert found.answer.id == int(own.argmax())
     assert found.answer.logprob == pytest.approx(float(own.max()), abs=1e-4)
     assert [layer.number for layer in found.layers] == [0, 1, 2]
@@ -323,19 +322,15 @@ def test_flags_stand_before_the_text_which_is_taken_as_it_is(line, words, named)
     assert parse_arguments(COMMANDS["lens"], line) == (words, named)
 
 
-def drawn(found: Lens, width: int, encoding: str = "utf-8") -> list[str]:
-    console = Console(width=width, color_system=None, theme=THEME)
-    with console.capture() as shown:
-        console.options.encoding = encoding
-        console.print(render(found))
-    return [row.rstrip() for row in shown.get().splitlines()]
+def drawn_rows(found: Lens, width: int) -> list[str]:
+    return [row.rstrip() for row in drawn(found, width).splitlines()]
 
 
 @pytest.mark.parametrize("width", [60, 100, 140])
 @pytest.mark.parametrize("line", ["/lens --top 9 Once upon", "/lens --word time --top 9 Once upon a"])
 def test_a_row_for_each_layer_and_none_is_too_wide(chat, width, line):
     found = run(chat, line)
-    rows = drawn(found, width)
+    rows = drawn_rows(found, width)
     assert max(map(len, rows)) <= width
     layers = [row for row in rows if row.strip("▸ ").split()[0] in ("embedding", "1", "2")]
     assert len(layers) == 3
@@ -348,5 +343,5 @@ def test_what_a_model_says_cannot_act_on_the_screen(chat):
     found = run(chat, "/lens Once")
     hostile = [to_jsonable(found)]
     assert hostile[0]["layers"][0]["top"][0].keys() == {"id", "text", "probability", "logprob", "rank"}
-    rows = drawn(run(chat, "/lens \x1b[31mred\r"), 80)
+    rows = drawn_rows(run(chat, "/lens \x1b[31mred\r"), 80)
     assert not any("\x1b" in row or "\r" in row for row in rows)
