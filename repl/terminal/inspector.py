@@ -294,9 +294,10 @@ class Inspector:
     def _side(self) -> StyleAndTextTuples:
         token, width = self.token, self._side_width()
         one = "" if self.found.server else f"id {token.id}"
+        rank = f"{token.rank:,}" if token.rank else token.place
         drawn: StyleAndTextTuples = [
             ("class:accent", quote(token.text or token.name, width) + "\n"),
-            ("class:quiet", ascii_signs(join_facts(one, f"rank {token.place:,}")) + "\n\n"),
+            ("class:quiet", ascii_signs(join_facts(one, f"rank {rank}")) + "\n\n"),
             ("", f"probability {percent(exp(token.logprob)):>8}\n"),
             ("", f"logprob     {token.logprob:8.4f} nats\n"),
             ("", "\n" if token.entropy is None else f"entropy     {token.entropy:8.2f} nats\n\n"),
