@@ -197,7 +197,7 @@ def _fields(piece: bytes, plain: bool) -> Fields | ReplError:
         return UsageError(f"the line is not JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in too many brackets
         return UsageError(f"the line is not JSON: {error}")
-    return found if isinstance(found, dict) else UsageError("the line is not JSON object with prompt or messages")
+    return found if isinstance(found, dict) else UsageError("the line is not a JSON object with prompt or messages")
 
 
 def _table(file: BinaryIO, separator: str, path: str) -> Rows:

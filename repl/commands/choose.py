@@ -69,7 +69,7 @@ def _file(text: str) -> str:
 
 @render.register
 def _(result: AnswerOdds) -> RenderableType:
-    table = First(*(_table(result, cells) for cells in BAR_WIDTHS))
+    table = First(*(_table(result, cells) for cells in BAR_WIDTHS[2:]))
     said = [Text(clean_line(line), "quiet") for line in (_bias(result), _others(result), result.remark) if line]
     return Group(Text(f"answer to: {shortened(result.prompt, SHOWN_CHARS)}", "quiet"), table, *said)
 

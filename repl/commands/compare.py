@@ -62,7 +62,7 @@ def compare(
     current settings), greedy and sample. Without -- PROMPT the last message is asked again. Sampled columns share a
     seed unless they set one. The first token that differs from the first column is marked. /pick N makes an answer
     part of the conversation and its settings yours; until then nothing changes. --prompts FILE answers every prompt of
-    a file (/help batch) in each way and gives one table; /export grid.html --view then writes all answers.
+    a file (/help batch) in each way and gives one table; /export grid.html then writes all answers.
     """
     typed, prompt = split_prompt(" ".join(columns))
     if not typed:
@@ -219,7 +219,7 @@ def _(result: PromptGrid) -> RenderableType:
         f"{counted(len(problems), 'answer')} missing, first line {line}: {problem}" if problems else "",
         "" if result.whole else "stopped early: results so far",
     )
-    hint = Text.assemble(("/export grid.html --view", "accent"), (" writes every answer", "quiet"))
+    hint = Text.assemble(("/export grid.html", "accent"), (" writes every answer", "quiet"))
     table = First(*(grid("rlrrrrrr"[:keep], rows, heads[:keep], gap) for gap in (2, 1)))
     return Group(table, Text(clean_line(said), "quiet"), hint)
 

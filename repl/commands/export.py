@@ -12,15 +12,17 @@ from rich.console import Group, RenderableType
 from rich.segment import ControlType, Segment, Segments
 from rich.text import Text
 
+from repl.analysis.prompt_grid import PromptGrid
 from repl.commands.registry import command
 from repl.core import children
 from repl.core.atomic_write import write
+from repl.core.conversation import Conversation
 from repl.core.errors import MissingExtra, ReplError, UsageError
 from repl.core.format import counted
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import AnyText, Choice
 from repl.session.results import NotAView
-from repl.session.session import Session
+from repl.session.session import Session, ShownView
 from repl.terminal.export import FORMATS, VIEWS, Transcript, as_html
 from repl.terminal.screen import render
 
@@ -69,7 +71,7 @@ def export(
     shown, talk, archive = session.last_view, session.conversation, session.archive
     branch = talk.path() or talk.path(session.last.id if session.last else None)
     turns = list(talk.turns.values()) if all else branch
-    if shown is not None and (view or not turns):
+    if shown is not None and (view or not turns or (ending == ".html" and _is_new_grid(shown, talk))):
         content = VIEWS[ending](shown).encode("utf-8", "replace")
         return Exported(str(write(file, content, force, again)), 0, len(content), shown.line)
     if view:
@@ -80,6 +82,11 @@ def export(
     written = as_html(told, by=session.settings.view.probs) if ending == ".html" else FORMATS[ending](told)
     content = written.encode()
     return Exported(str(write(file, content, force, again)), len(turns), len(content))
+
+
+def _is_new_grid(shown: ShownView, talk: Conversation) -> bool:
+    """Tell whether the last thing that was made are the answers to a file of prompts."""
+    return isinstance(shown.result, PromptGrid) and shown.turns == len(talk.turns)
 
 
 @render.register

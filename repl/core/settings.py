@@ -257,7 +257,9 @@ def read_setting(name: str, word: str) -> Any:
     try:
         return setting_kind(name).read(word)
     except UsageError as error:
-        raise UsageError(f"{name} {error.message}", f"/{name} {examples(name)[0]}", f"/help {name}") from None
+        colon = "" if error.message.startswith("'") else ":"  # most begin with the word that is wrong
+        hints = error.hints[:1] or (f"/{name} {examples(name)[0]}",)
+        raise UsageError(f"{name}{colon} {error.message}", *hints, f"/help {name}") from None
 
 
 def examples(name: str) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ class ShownView:
     command: str
     result: object
     about: tuple[tuple[str, str], ...] = ()  # model, commit and settings of that moment
+    turns: int = 0  # of the conversation by then
 
 
 @dataclass(frozen=True, slots=True)

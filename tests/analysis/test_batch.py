@@ -197,7 +197,7 @@ def test_a_last_message_of_the_model_is_what_its_reply_begins_with(llama_folder,
 
 BAD = [
     (b"{no json\n", "the line is not JSON"),
-    (b'["a list"]\n', "the line is not JSON object"),
+    (b'["a list"]\n', "the line is not a JSON object"),
     (b"\xff\xfe\xfa\n", "the line is not UTF-8 text"),
     (b"[" * 100_000 + b"\n", "the line is not JSON"),
     ({"id": 3}, "there is no prompt"),

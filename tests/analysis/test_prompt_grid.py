@@ -63,10 +63,13 @@ def test_the_page_has_every_answer_and_runs_nothing(gpt2_folder, tmp_path):
     path = tmp_path / "in.txt"
     path.write_text("<script>alert(1)</script>\nThe quick\n")
     with opened(gpt2_folder, max_new_tokens=4) as session:
+        run(session, "hi")
         line = f"/compare --prompts {path} now repetition_penalty=5"
         found = run(session, line)
         session.keep_view(ShownView(line, "compare", found))
-        run(session, f"/export {tmp_path / 'grid.html'}")
+        run(session, f"/export {tmp_path / 'grid.html'}", f"/export {tmp_path / 'talk.md'}", "hi")
+        assert run(session, f"/export {tmp_path / 'talk.html'}").turns
+    assert (tmp_path / "talk.md").read_text().startswith("# hi")
     assert (tmp_path / "grid.html").read_text().count("<tr>") == 3
     page = view_as_html(ShownView(line, "compare", found))
     assert page.count("<tr>") == 3

@@ -90,6 +90,7 @@ def test_what_is_no_form_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         settings.read_setting("format", text)
     assert "\n" not in caught.value.message
+    assert caught.value.message.startswith(("format '", "format: "))
     assert caught.value.hints
 
 
