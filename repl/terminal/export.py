@@ -23,7 +23,7 @@ from repl.core.format import join_facts
 from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
-from repl.core.settings import short_id
+from repl.core.settings import full_name, short_id
 from repl.core.tool_calls import describe
 from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Seen, read_trace
@@ -47,8 +47,9 @@ i { font-style: normal; }
 i[data-p]:hover, i[data-p]:focus { background: #ffe9a8; outline: none; }
 i[data-p]:hover::after, i[data-p]:focus::after { content: attr(data-p); position: fixed; inset: auto 0 0 0;
   padding: .5em 1em; color: #fff; background: #222; font-size: .9em; font-weight: normal; white-space: pre-wrap; }
+@media (prefers-color-scheme: dark) { html { background: #fff; filter: invert(.9) hue-rotate(180deg); } }
 """
-"""The style sheet of a page; details of a token are shown at the bottom of the window, on hover or focus."""
+"""The style sheet of a page, light or dark; details of a token are shown at the bottom, on hover or focus."""
 
 TABLE_CSS = """
 body { max-width: none; }
@@ -140,7 +141,11 @@ def about(record: Reply) -> Facts:
     given = [f"{name}={value}" for name, value in record.given.items() if name not in decoding.IN_PHRASE]
     settings = join_facts(decoding.phrase(decode), *given, "" if record.seed is None else f"seed {record.seed}")
     form = join_facts(*(word for word in (model.dtype, model.quantization, model.adapter) if word != "none"))
-    return ("model", join_facts(model.id, record.server, form)), ("commit", model.commit), ("settings", settings)
+    return (
+        ("model", join_facts(full_name(model.id), record.server, form)),
+        ("commit", model.commit),
+        ("settings", settings),
+    )
 
 
 def _escaped(text: str, name: str = "", told: str = "") -> str:
@@ -200,7 +205,8 @@ def _drawn(parts: Parts) -> list[tuple[str, str]]:
 def html_page(title: str, facts: Facts, body: str, style: str = "") -> str:
     """Return a page with facts above its body; its content security policy allows no scripts and no requests."""
     named = {name: palette("light").styles[name].get_html_style() for name in SHADES}
-    style = CSS + "".join(f".{name} {{ {rule} }}\n" for name, rule in {**named, "quiet": "opacity: .6"}.items()) + style
+    plain = {"quiet": "opacity: .6", "overruled": "color: #fff; background: #1a1a1a"}
+    style = CSS + "".join(f".{name} {{ {rule} }}\n" for name, rule in {**named, **plain}.items()) + style
     digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
     name, now = html.escape(clean_line(title)), datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")
     told = "".join(

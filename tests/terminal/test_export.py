@@ -148,6 +148,7 @@ def test_html_is_one_page_that_needs_nothing_else(session: Session) -> None:
     assert "say one\n\nacme/tiny\none\n\nyou\nsay two\n\nacme/tiny\ntwo <b>bold</b> & more\n" in words.text
     assert "modelacme/tiny\nsettingsgreedy · seed 7\ndate20" in words.text
     style = text.partition("<style>")[2].partition("</style>")[0]
+    assert "prefers-color-scheme: dark" in style
     allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert f"default-src 'none'; style-src 'sha256-{allowed}'" in text
     assert 'name="viewport" content="width=device-width' in text
