@@ -303,7 +303,7 @@ class Session:
         model = join_facts(self.engine.name, *self.engine.traits) if self.remote or facts else ""
         settings = decoding.phrase(self.decoding())
         about = ("model", model), ("commit", facts.commit if facts else ""), ("settings", settings)
-        self.last_view = replace(view, about=about)
+        self.last_view = replace(view, about=about, turns=len(self.conversation.turns))
 
     def keep_sweep(self, found: object) -> None:
         """Remember a sweep."""
