@@ -262,7 +262,7 @@ class Session:
         """Go on with another conversation, where it stands; before any load its own model is the one to load."""
         self.conversation, self.last = talk, None
         self.follow_head()
-        if self.last is None:  # texts that were completed stand beside the talk
+        if self.last is None:  # completed texts are outside of the conversation
             self.last = next((turn for turn in reversed(talk.turns.values()) if turn.record), None)
         chosen = self.settings.origins.get("model") == "you"
         if self.last and self.last.record and not (chosen or self.remote or self.loading or self.store.facts()):
