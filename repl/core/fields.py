@@ -1,7 +1,7 @@
 """The fields of `GenerationConfig` that are not settings: the values each one takes, and why some have no effect.
 
 In comes the name of a field and a word; out comes the value that `generate` takes, as JSON has it, or a `UsageError`
-with a line to type. Checks that depend on the model are in `generation/arguments.py`.
+with a line to type. Checks that depend on the model are in `generation/decode/loop.py`.
 """
 
 import json
