@@ -133,6 +133,7 @@ def test_a_key_stops_a_reply_and_others_wait_for_the_prompt(screen: Terminal, ke
     assert screen.ask("/version")[0].startswith("hub-repl")
 
 
+@pytest.mark.slow
 def test_a_paste_during_a_reply_is_one_message_at_the_next_prompt(screen: Terminal) -> None:
     stream(screen)
     pasted = "\n".join(["/quit", *(f"row {number}" for number in range(200))])
@@ -147,6 +148,7 @@ def test_a_paste_during_a_reply_is_one_message_at_the_next_prompt(screen: Termin
     assert said(screen)[-1] == pasted
 
 
+@pytest.mark.slow
 def test_a_paste_at_the_prompt_is_one_message(screen: Terminal) -> None:
     pasted = "\n".join(f"row {number}" for number in range(200))
     screen.paste(pasted)
@@ -198,6 +200,7 @@ def test_beams_are_shown_in_place_and_the_winner_once(screen: Terminal) -> None:
 # the prompt
 
 
+@pytest.mark.slow
 def test_the_popup_offers_commands_values_and_paths(screen: Terminal, tmp_path: Path) -> None:
     (tmp_path / "some-model").mkdir()
     offers = {"/dt": "/dtype", "/dtype b": "bfloat16", "/model b": "builtin", f"/model {tmp_path}/so": "some-model"}
@@ -212,6 +215,7 @@ def test_the_popup_offers_commands_values_and_paths(screen: Terminal, tmp_path: 
     screen.clear()
 
 
+@pytest.mark.slow
 def test_a_suggestion_is_accepted_with_right(screen: Terminal) -> None:
     screen.ask("/help dtype")
     screen.keys("/help dt")

@@ -6,6 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import models
 import pytest
@@ -430,9 +431,10 @@ def test_a_row_that_fails_does_not_take_the_others_along(llama_folder, tmp_path)
 
 
 class Echo(FakeServer):
-    """Answers a message with itself, the first ones slowly; `most` is how many it answered at once."""
+    """Answers a message with itself, the first ones slowly; `most` is how many waited at once."""
 
     most = under_way = 0
+    counting = Lock()
 
     def _next(self, asked):
         if asked.method == "GET":
@@ -440,11 +442,15 @@ class Echo(FakeServer):
         text = asked.body["messages"][-1]["content"]
         return replace(chat(text), silent=0.3 if text.endswith(("0", "3")) else 0.01)
 
-    def _answer(self, connection, answer):
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
-        super()._answer(connection, answer)
-        self.under_way -= 1
+    def _wait(self, connection, seconds):
+        """Count a request until its answer begins: a client that has read the end of it may ask again before we know."""
+        with self.counting:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        gone = super()._wait(connection, seconds)
+        with self.counting:
+            self.under_way -= 1
+        return gone
 
 
 @pytest.fixture

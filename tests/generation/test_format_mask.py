@@ -175,6 +175,7 @@ def test_a_prefill_that_fits_is_the_beginning_of_the_form(llama_folder, begun: s
             assert session.last.text == begun + done.text
 
 
+@pytest.mark.slow
 def test_the_form_is_the_first_column_of_why(llama_folder) -> None:
     with opened(llama_folder) as session:
         done = replied(session, json.dumps(SCHEMAS["flags"]), "/sample top_k=20", "/repetition_penalty 1.2")

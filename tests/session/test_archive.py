@@ -418,6 +418,7 @@ def heard(lines: list[str]) -> list[str]:
     return [line[2:] for line in lines if line.startswith("!")]
 
 
+@pytest.mark.slow
 def test_several_programs_open_one_new_archive_and_write_at_once(path: Path) -> None:
     """Six begin with no file at all; every turn of each is there."""
     assert heard(ran(path, 20, programs=6)) == []
