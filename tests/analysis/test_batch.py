@@ -443,7 +443,7 @@ class Echo(FakeServer):
         return replace(chat(text), silent=0.3 if text.endswith(("0", "3")) else 0.01)
 
     def _wait(self, connection, seconds):
-        """Count a request until its answer begins: a client that has read the end of it may ask again before we know."""
+        """Count a request until its answer begins: who has read the end of it may ask again before we know."""
         with self.counting:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
