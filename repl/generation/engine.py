@@ -432,12 +432,12 @@ class ReplyRun:
 
     def _timing(self, made: int) -> Timing:
         now = time.monotonic()
-        first, last = (self.watch.first_at, now) if self.watch else (self.first_at, self.last_at)
-        waited = first - self.began if first else None
+        shown, last = (self.watch.first_at, now) if self.watch else (self.first_at, self.last_at)
+        first = self.ban.first_at if self.ban else shown
         steps = self.watch.steps if self.watch else made
         return Timing(
-            ttft_s=waited,
-            prefill_tps=(len(self.prompt) - self.reused) / waited if waited else None,
+            ttft_s=shown - self.began if shown else None,
+            prefill_tps=(len(self.prompt) - self.reused) / (first - self.began) if first else None,
             decode_tps=(steps - 1) / (last - first) if steps > 1 and last > first else None,
             total_s=now - self.began,
         )

@@ -163,6 +163,17 @@ def told(session: Session, line: str) -> tuple[Reply, str, list[TakenBack]]:
     return done, text, [event for event in events if isinstance(event, TakenBack)]
 
 
+def test_speeds_are_those_of_the_tokens_chosen_not_given_out(llama_folder: Path) -> None:
+    """Here all are held to the end, since the reply is the beginning of a phrase."""
+    with opened(llama_folder, mode="complete", max_new_tokens=LENGTH) as session:
+        plain = run(session, PROMPT)
+        done = run(session, f"/ban {json.dumps(plain.raw + 'never', ensure_ascii=False)}", PROMPT)
+    assert done.token_ids == plain.token_ids
+    read = (done.usage.prompt - done.usage.reused) / done.timing.prefill_tps
+    written = (done.usage.completion - 1) / done.timing.decode_tps
+    assert read < done.timing.ttft_s <= read + written + 1e-6
+
+
 def test_what_was_told_is_never_taken_back(llama_folder: Path) -> None:
     """The stream is the exact text of the reply; the figures are those of the tokens that stayed."""
     with opened(llama_folder, mode="complete", max_new_tokens=LENGTH) as session:

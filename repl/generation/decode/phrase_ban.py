@@ -13,6 +13,7 @@ So the ids are those of a plain reply with the same seed whose logits are masked
 record names them. Nothing that may be taken back is given out.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,7 @@ class PhraseBan:
         self._steps: list[Step] = []  # not given out yet
         self._figures: list[dict[str, Any]] = []  # of their tokens
         self._start = self._lost = 0
+        self.first_at = 0.0  # when the first token was chosen; it may be given out later
         self._streamer: Any = None
         self._choice: Any = None
         self._text: Any = None
@@ -164,6 +166,7 @@ class PhraseBan:
         if self._text is None:
             self._streamer.put(value)
             return
+        self.first_at = self.first_at or time.monotonic()
         self._figures.append(self._meter.measure(int(value)))
         if self._is_clean(self._steps[-1].reading):
             self._give_out()
