@@ -138,7 +138,7 @@ def _cut(record: Reply) -> str:
 def prompt_forms(talk: Conversation, turn: Turn, record: Reply) -> list[PromptForm]:
     """Return the ways to write the prompt of a reply, the most readable first and the ids last."""
     ids = last_call(record)[0]
-    asked = talk.turns[turn.parent or 0]
+    asked = talk.asked(turn)
     if ids != record.prompt_ids:
         found = []
     elif asked.role == "prompt":

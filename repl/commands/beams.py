@@ -51,7 +51,7 @@ def pick(session: Session, number: Annotated[int, Integer(1)]) -> object:
     chosen = found[number - 1]
     told = {name: getattr(chosen, name) for name in ("text", "raw", "thinking", "tool_calls", "token_ids")}
     record = replace(turn.record, **told, measures=TokenLogprobs())
-    add_reply(session, session.conversation.turns[turn.parent or 0], record)
+    add_reply(session, session.conversation.asked(turn), record)
     return Picked(number, chosen.text, chosen.score, chosen.token_ids)
 
 

@@ -1,7 +1,10 @@
 """The cache of models: download one, delete one."""
 
 import time
+from dataclasses import dataclass
 from typing import Annotated
+
+from rich.console import RenderableType
 
 from repl.commands.registry import command
 from repl.core.errors import UsageError
@@ -12,6 +15,7 @@ from repl.hub import builtin, catalog, locate
 from repl.hub.catalog import Freed
 from repl.session.results import Message
 from repl.session.session import Session, Task
+from repl.terminal.screen import render
 
 
 @command("models", "/download gpt2", "/download Qwen/Qwen3-0.6B", see="plan models model")
@@ -28,6 +32,18 @@ def download(session: Session, id: Annotated[str, AnyText("a model", catalog.nam
     return session.run_io(fetch, lambda job: Message(job.result()))
 
 
+@dataclass(frozen=True, slots=True)
+class Erasable:
+    """What would be deleted; a 1 at the next prompt does it."""
+
+    freed: Freed
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """Return the line behind the number, with its effect."""
+        return [(f"/delete {self.freed.id} --yes", "deletes it")]
+
+
 @command("models", "/delete gpt2", "/delete gpt2 --yes", see="models unload")
 def delete(
     session: Session,
@@ -41,12 +57,18 @@ def delete(
     if any(resident.facts.id == id for resident in session.store.residents()):
         raise UsageError(f"{id} is in memory and uses its files", f"/unload {id}")
 
-    def settle(job: Job[Freed]) -> Message:
+    def settle(job: Job[Freed]) -> Message | Erasable:
         freed = job.result()
         if yes:
             return Message(f"{id} deleted, {amount(freed.bytes)} free again")
-        several = f", {freed.revisions} revisions" if freed.revisions > 1 else ""
-        said = f"{id} takes {amount(freed.bytes)}{several} in {freed.folder}"
-        return Message(said, ((f"/delete {freed.id} --yes", "deletes it"),))
+        return Erasable(freed)
 
     return session.run_io(lambda emit: catalog.erase(id, emit, yes), settle)
+
+
+@render.register
+def _(result: Erasable) -> RenderableType:
+    freed = result.freed
+    several = f", {freed.revisions} revisions" if freed.revisions > 1 else ""
+    said = f"{freed.id} takes {amount(freed.bytes)}{several} in {freed.folder}"
+    return render(Message(said, tuple(result.choices)))

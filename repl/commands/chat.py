@@ -60,7 +60,7 @@ def retry(session: Session, *changes: NameValue) -> Task[Reply]:
     words = [(full_name(name, session.base()), text) for name, text in changes]
     own = [] if session.decoding()["do_sample"].value else implied_words(words)
     chosen = changed(session.settings, [*own, *words], parts=("decode", "view"), base=session.base())
-    return _sent(session, lambda: _answer(session, session.conversation.turns[last.parent or 0], chosen))
+    return _sent(session, lambda: _answer(session, session.conversation.asked(last), chosen))
 
 
 @command("chat", "/continue", "/max 200", see="retry prefill max_new_tokens", needs_model=True)
@@ -72,7 +72,7 @@ def continue_(session: Session) -> Task[Reply]:
         raise UsageError("the last reply has no record to continue from", "/retry")
     request = continuation_request(session, last)
     _check(session, request)
-    return _generate(session, request, session.conversation.turns[last.parent or 0], last)
+    return _generate(session, request, session.conversation.asked(last), last)
 
 
 @command("chat", "/prefill Sure, here is", "/prefill", see="continue system")

@@ -91,7 +91,7 @@ def take(
     if require_record(before).server:
         return _taken_there(session, before, place, token)
     session.require_local_model()
-    asked, chosen, ended = session.conversation.turns[before.parent or 0], session.settings, list[Reply]()
+    asked, chosen, ended = session.conversation.asked(before), session.settings, list[Reply]()
 
     def work(emit: JobContext) -> Reply:
         resident = session.store.current()
@@ -112,7 +112,7 @@ def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task
     remote, record = require_server(session.remote, before), require_record(before)
     request = rebuild_request(session.conversation, before, session.settings)
     remote.check(Request(session.settings, ids=record.token_ids))
-    asked, lead = session.conversation.turns[before.parent or 0], before.text.removesuffix(record.raw)
+    asked, lead = session.conversation.asked(before), before.text.removesuffix(record.raw)
     return session.generate_turn(asked, lambda emit: remote.reply_from(request, record, place, token, emit), lead)
 
 

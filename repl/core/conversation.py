@@ -109,6 +109,12 @@ class Conversation:
         """Return the question of a turn; a question is its own."""
         return turn if turn.role in ASKING else self.turns.get(turn.parent or 0, turn)
 
+    def asked(self, reply: Turn) -> Turn:
+        """Return the message or the text that a reply answers; raises `UsageError` where a damaged archive lost it."""
+        if (found := self.turns.get(reply.parent or 0)) is None:
+            raise UsageError("the message of this reply is lost", "/history")
+        return found
+
     def path(self, leaf: int | None = None) -> list[Turn]:
         """Return the turns from the beginning to a leaf, by default the head."""
         turns: list[Turn] = []

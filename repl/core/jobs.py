@@ -164,7 +164,7 @@ class Job(JobContext, Generic[T]):
         """Have `wake` called when the work has ended, on its thread; at once where it has."""
 
         def call(_: object) -> None:
-            with suppress(RuntimeError):  # whoever was to be call is gone
+            with suppress(RuntimeError):  # whoever was to be called is gone
                 wake()
 
         self._outcome.add_done_callback(call)

@@ -139,7 +139,7 @@ class Decode:
         None, Options(kinds=THINK_OPTIONS), "sampling inside a thought, and how many tokens it may have", off=()
     )
     seed: int | None = setting(
-        None, Integer(0), "random seed of sampling; without it every reply has a new one", off=None
+        None, Integer(0, 2**63 - 1), "random seed of sampling; without it every reply has a new one", off=None
     )
     overflow: str = setting(
         "ask", Choice(("ask", "stop", "drop_oldest")), "what happens when the conversation exceeds the context"

@@ -85,7 +85,7 @@ class Integer(Kind):
         if self.zero and word.lower() == self.zero:
             return 0
         digits = word.strip().replace("_", "")
-        value = int(digits) if re.fullmatch(r"[+-]?[0-9]{1,18}", digits) else math.nan
+        value = int(digits) if re.fullmatch(r"[+-]?[0-9]{1,19}", digits) else math.nan
         if not self.least <= value <= (math.inf if self.most is None else self.most):
             raise ValueError
         return int(value)

@@ -376,7 +376,7 @@ def require_server(remote: Remote | None, turn: Turn) -> Remote:
 
 def rebuild_request(talk: Conversation, turn: Turn, settings: Settings) -> Request:
     """Return the request of a recorded reply: its system message, without the messages dropped from it."""
-    record, asked = require_record(turn), talk.turns[turn.parent or 0]
+    record, asked = require_record(turn), talk.asked(turn)
     if asked.role == "prompt":
         return Request(settings, text=asked.text + turn.text.removesuffix(record.raw))
     path = [one for one in talk.path(asked.id) if one.id not in record.dropped]

@@ -41,7 +41,7 @@ def current_branch(talk: Conversation) -> list[Turn]:
 
 def continuation_request(session: Session, last: Turn) -> Request:
     """Return the request that continues from the ids of a reply; a model that did not make them gets the text."""
-    record, asked = last.record, session.conversation.turns[last.parent or 0]
+    record, asked = last.record, session.conversation.asked(last)
     if record is None or not session.engine.made(record):
         if asked.role == "prompt":
             return Request(session.settings, text=asked.text + last.text)
@@ -68,9 +68,7 @@ def next_position(session: Session) -> Position:
     """Return the position at the head of the conversation; raises `UsageError` if there is no text yet."""
     talk, last = session.conversation, session.last
     if last is not None and last.role == "completion":
-        return Position(
-            continuation_request(session, last), "the last completion", talk.turns[last.parent or 0].text + last.text
-        )
+        return Position(continuation_request(session, last), "the last completion", talk.asked(last).text + last.text)
     if talk.head is None:
         raise UsageError("there is no text yet to continue", "/next Once upon a time")
     head = talk.turns[talk.head]

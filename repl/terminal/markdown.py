@@ -132,7 +132,7 @@ class Markdown:
 
 
 class WholeMarkdown:
-    """A text that is all there, to be printed; long lines of code are broken, since rich would cut them off."""
+    """A text that is all there, to be printed; in a window long lines of code are broken: rich would cut them off."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -140,7 +140,7 @@ class WholeMarkdown:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         reader = Markdown(console)
         for line in (*reader.feed(self._text), *reader.end()):
-            for part in _folded(line, console.width):
+            for part in [line] if options.no_wrap else _folded(line, console.width):
                 yield from (*part, Segment.line())
 
 

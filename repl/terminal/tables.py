@@ -20,7 +20,7 @@ DRAWN = re.compile("[\u2500-\u259f]+")  # lines and blocks
 
 
 class First:
-    """The first of several drawings that fits the window, else the last; in a pipe the first.
+    """The first of several drawings that fits the window, else the last; in a pipe the first that is not cut.
 
     For screen readers it has to fit as well, since lines are not wrapped there either.
     """
@@ -32,8 +32,9 @@ class First:
         room = options.update(max_width=UNLIMITED_COLUMNS)
         widths = ((Measurement.get(console, room, each).maximum, each) for each in self._drawings)
         piped = options.no_wrap and not isinstance(console, LineConsole)
-        fits = (each for width, each in widths if piped or width <= options.max_width)
-        yield next(fits, self._drawings[-1])
+        uncut = piped and not any(isinstance(each, Table) for each in self._drawings)
+        fits = (each for width, each in widths if uncut or width <= options.max_width)
+        yield next(fits, self._drawings[0 if piped else -1])
 
 
 class Responsive:

@@ -18,7 +18,7 @@ from repl.core.settings import Load, Settings
 from repl.generation.interface import Runtime
 from repl.hub.weight_headers import Weights
 from repl.models.memory import estimate, fit
-from repl.models.memory.available import Room, capped
+from repl.models.memory.available import Room, capped, measure_rooms
 from repl.models.memory.estimate import Needs
 from repl.models.store import Store
 from repl.session.session import Session
@@ -184,3 +184,12 @@ def test_every_load_is_weighed_for_a_short_talk() -> None:
     config = type("Config", (), {"max_position_embeddings": 100_000, "hidden_size": 8, "num_hidden_layers": 1})
     found = estimate.estimate_needs(Weights(("a",), 1, 4, {"F32": 1}, "safetensors"), config, Load())
     assert found.cache == estimate.cache_bytes(config, estimate.GLANCE_TOKENS, 4)
+
+
+def test_cards_whose_driver_is_too_old_are_no_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are counted, and cannot be asked: `is_available` says no."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [room.device for room in measure_rooms()] == ["cpu"]

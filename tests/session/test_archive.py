@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from archive_writer import text_of
 from campaign_archive import killed, missing, saved, writer
+from driving import opened, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records import RECORD
@@ -913,3 +914,15 @@ def test_a_session_that_stands_at_no_turn_opens(tmp_path: Path) -> None:
         connection.execute("update sessions set head = 99")
     assert archive.load(archive.id).path() == []
     archive.close()
+
+
+def test_a_reply_whose_message_is_lost_is_said(llama_folder: Path) -> None:
+    """What goes on from the message says so, and nothing is a bug."""
+    with opened(llama_folder, max_new_tokens=4) as session:
+        run(session, "Hello")
+        talk = session.conversation
+        answer = talk.turns[talk.head or 0]
+        talk.turns = {answer.id: replace(answer, parent=None)}
+        for line in ("/continue", "/retry", "/take 1 5", "/recipe"):
+            with pytest.raises(UsageError, match="message of this reply is lost"):
+                run(session, line)

@@ -1,5 +1,7 @@
 """What is drawn of a thing with several drawings."""
 
+import io
+
 import pytest
 from rich.console import Console, Group
 from rich.text import Text
@@ -42,3 +44,15 @@ def test_a_tree_is_lines_for_a_screen_reader() -> None:
     with console.capture() as text:
         console.print(tree)
     assert text.get() == "depth 1: 1 You: hello\ndepth 2: world: 0.5\n"
+
+
+def test_a_table_in_a_pipe_is_the_first_that_is_not_cut() -> None:
+    """Cells would lose their ends; other drawings are whole in a pipe, however long."""
+    tables = [grid("lr", [("a word " * 5, "b" * size)]) for size in (60, 30)]
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(First(*tables), soft_wrap=True)
+    console.print(First(Text("long " * 30), Text("short")), soft_wrap=True)
+    said = console.export_text()
+    assert "b" * 30 in said
+    assert "…" not in said
+    assert "short" not in said

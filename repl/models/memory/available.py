@@ -43,7 +43,8 @@ def measure_rooms() -> list[Room]:
     """Return the memory of every device now: accelerators first, main memory last. For the model thread."""
     import torch
 
-    cards = [_card(torch.cuda, number) for number in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # a driver may be too old for its cards
+    cards = [_card(torch.cuda, number) for number in range(count)]
     if not cards and torch.backends.mps.is_available():
         cards = [_mps(torch.mps)]
     return [*cards, machine()]
