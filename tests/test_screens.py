@@ -245,12 +245,13 @@ def test_the_first_start(talker: Path, tmp_path: Path) -> None:
         assert screen.bar().strip().startswith("talker · float32 · cpu · chat · greedy · context 0 of")
         screen.keys(" message" + ENTER)
         screen.wait(lambda: HELLO in screen.text() and screen.ready())
-        screen.ask("/retry")  # another answer to the same message
+        screen.ask("/retry")
+        screen.ask("/continue")  # is the same answer
         screen.keys(LEAVE)
         assert screen.end() == 0
         restored, _, farewell = screen.raw.rpartition(b"\x1b[?2004l\x1b[?25h\x1b[0m")
         assert restored
-        assert re.search(rb'^\S*Saved as "half a message" \S+ 1 answer', farewell)
+        assert re.search(rb'^\S*Saved as "half a message" \S+ 2 answers', farewell)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from repl import __version__
 from repl.core import paths, settings, streams
-from repl.core.errors import ReplError, UsageError
+from repl.core.errors import Quit, ReplError, UsageError
 from repl.core.sanitize import clean_line
 from repl.core.settings import Settings
 from repl.core.values import Choice, Integer, Number, did_you_mean
@@ -228,6 +228,8 @@ def _exit_code() -> int:
         said = " · ".join([error.message, *map(settings.in_shell, error.hints)])
         sys.stderr.write(f"hub-repl: {clean_line(said)}\n")
         return 2
+    except Quit:  # in lines of the command line or of a script
+        return 0
     except KeyboardInterrupt:
         return 130
     except SystemExit as death:  # from a signal or from the parser

@@ -337,7 +337,7 @@ class Shell:
     def farewell(self) -> None:
         """Show the title that the session is saved under, and how to resume it."""
         turns = self.session.conversation.turns.values()
-        answers = len({turn.parent for turn in turns if turn.record})  # one that was continued is one
+        answers = sum(1 for turn in turns if turn.record and not turn.record.continued)
         if answers and self.saves:
             wide = self.screen.err.width >= MIN_FAREWELL_COLUMNS
             ending = join_facts(counted(answers, "answer") if wide else "", "hub-repl --resume continues")

@@ -50,7 +50,8 @@ def pick(session: Session, number: Annotated[int, Integer(1)]) -> object:
         raise UsageError(f"there are {len(found)} sequences, not {number}")
     chosen = found[number - 1]
     told = {name: getattr(chosen, name) for name in ("text", "raw", "thinking", "tool_calls", "token_ids")}
-    record = replace(turn.record, **told, measures=TokenLogprobs())
+    cost = turn.record.format if number == 1 else None  # it is that of the first
+    record = replace(turn.record, **told, measures=TokenLogprobs(), format=cost)
     add_reply(session, session.conversation.asked(turn), record)
     return Picked(number, chosen.text, chosen.score, chosen.token_ids)
 

@@ -60,6 +60,7 @@ def visit(session: Session) -> Message:
     finally:
         for each in session.store.residents():  # they may share weights
             each.runtime.forget()
+        measure.forward.BLOCKS.clear()
     return Message(BACK)
 
 

@@ -231,7 +231,7 @@ class ReplyRun:
             hooks.enter_context(cancellable_forward(self.resident.model, self._check_cancel))
             if not self.watch:
                 hooks.enter_context(self.meter.reading(self.resident.model))
-            elif self.mask:
+            elif self.mask and not self.config.prefill_chunk_size:  # then several passes read the prompt
                 hooks.enter_context(hear_logits(self.resident.model, self.mask.hear))
             sequences = self._sequences(self._call())
         finish = "cancelled" if self.emit.stopped() else self.find_finish(sequences[0].token_ids)

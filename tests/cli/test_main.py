@@ -160,3 +160,9 @@ def test_a_script_is_no_pipe_that_nobody_writes_to(tmp_path: Path) -> None:
     with FakeServer() as server:
         done = one_shot("--connect", server.host, "--script", str(tmp_path / "pipe"), home=tmp_path)
     assert (done.returncode, "it is a pipe that nobody writes to" in done.stderr) == (2, True), done
+
+
+@pytest.mark.slow
+def test_quit_among_the_lines_of_a_shell_ends_quietly(gpt2_folder: Path, tmp_path: Path) -> None:
+    done = one_shot(str(gpt2_folder), "-c", "/max 3", "-c", "/quit", "-c", "/no such", home=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "max_new_tokens 3 · from the next reply on\n")

@@ -368,3 +368,14 @@ def test_what_is_typed_is_said(llama_folder) -> None:
         assert parse_format("json").title in run(session, "/format json").text
         run(session, "/format default")
         assert session.settings.decode.format == ""
+
+
+def test_beams_are_charged_in_the_models_own_distribution(llama_folder: Path) -> None:
+    """Also where a processor runs the model once more; another sequence than the first has no figures."""
+    with opened(llama_folder, max_new_tokens=6) as session:
+        run(session, "/format /[a-z ]{3,20}/", "/beams 2", "/set num_return_sequences 2")
+        plain = ask(session, "Tell me").format
+        guided = run(session, "/set guidance_scale 3", "/retry").format
+        assert guided.nats[0] == pytest.approx(plain.nats[0], abs=1e-4)
+        run(session, "/pick 2")
+        assert session.last.record.format is None

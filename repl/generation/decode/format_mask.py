@@ -238,8 +238,12 @@ class FormatMask:
         self._heard: Any = None
 
     def hear(self, logits: Tensor) -> None:
-        """Hear the model's own logits at the next place, where other processors come before this one."""
-        self._heard = logits[:, -1].float()
+        """Hear the model's own logits at the next place, where other processors come before this one.
+
+        The first of a step are meant: a processor may run the model again, as for `guidance_scale`.
+        """
+        if self._heard is None:
+            self._heard = logits[:, -1].float()
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Return the scores under the form, and note what it takes away in the model's own distribution."""
@@ -247,6 +251,7 @@ class FormatMask:
         allowed = torch.stack([row.allowed(own) for row, own in zip(rows, scores, strict=True)])
         masked = scores.masked_fill(~allowed, -torch.inf)
         own = scores if self._heard is None else self._heard.to(scores.device)
+        self._heard = None
         left = masked if own is scores else own.masked_fill(~allowed, -torch.inf)
         given = allowed.sum(-1) == 1
         overruled = ~allowed.gather(-1, own.argmax(-1, keepdim=True))[:, 0]
