@@ -370,7 +370,7 @@ def test_what_is_typed_is_said(llama_folder) -> None:
         assert session.settings.decode.format == ""
 
 
-def test_beams_are_charged_in_the_models_own_distribution(llama_folder: Path) -> None:
+def test_beams_are_charged_in_the_models_own_distribution(llama_folder) -> None:
     """Also where a processor runs the model once more; another sequence than the first has no figures."""
     with opened(llama_folder, max_new_tokens=6) as session:
         run(session, "/format /[a-z ]{3,20}/", "/beams 2", "/set num_return_sequences 2")
