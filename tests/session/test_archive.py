@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 import random
 import sqlite3
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -636,13 +636,12 @@ def _visit(path: Path) -> str:
 
 
 @pytest.fixture
-def open_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder that other users can enter; as root the visitor is somebody else."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.geteuid() and folder.name:
-            folder.chmod(folder.stat().st_mode | 0o555) if folder != Path("/tmp") else None
-    yield tmp_path / "archive.db"
-    tmp_path.chmod(0o755)
+def open_path() -> Iterator[Path]:
+    """A folder that other users can enter: as root the visitor is somebody else, and pytest closes its own to them."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name) / "archive.db"
+        Path(name).chmod(0o755)
 
 
 @POSIX
