@@ -252,9 +252,10 @@ def test_deleting_asks_and_says_what_is_freed(hub: FakeHub, llama_folder: Path, 
     place = hub_cache.home() / "models--acme--tiny"
     size = sum(path.stat().st_size for path in (place / "blobs").iterdir() if path.is_file())
     asked = run(session, "/delete acme/tiny")
-    assert asked.text.startswith(f"acme/tiny takes {amount(size)} in ")
+    assert asked.freed.bytes == size
     assert place.is_dir()
-    assert drawn(asked).endswith("1 deletes it\n")
+    assert drawn(asked).startswith(f"acme/tiny takes {amount(size)} in ")
+    assert drawn(asked).count("1 deletes it\n") == 1
     said = run(session, *(line for line, _ in asked.choices))
     assert isinstance(said, Message)
     assert not place.exists()
