@@ -76,7 +76,7 @@ def test_a_model_that_ends_early_is_timed_as_others_are(scripted_folder, emit):
         assert len(ask(session, "Hi").token_ids) == 3
         runs = Bench(session.store, BenchSizes(22, 9, 1), emit)
         for way in (Variant(BARE_GENERATE, session.settings), Variant("loop", session.settings)):
-            found = runs._time(resident, way, bench.text_ids(resident, 22), 9)
+            found = runs._time(resident, way, bench.text_ids(resident, 22), 9)  # one run alone, which /bench repeats
             assert found.decode_tps > 0
 
 
@@ -110,7 +110,7 @@ def test_memory_is_as_fast_as_the_fastest_read(emit):
 @pytest.mark.slow
 def test_a_model_on_several_devices_has_no_such_limit(session, emit):
     runs = Bench(session.store, BenchSizes(8, 2, 1), emit)
-    assert runs._rate({"cpu", "disk"}) is runs._rate({"disk"}) is None
+    assert runs._rate({"cpu", "disk"}) is runs._rate({"disk"}) is None  # what is measured of a device is kept
     assert runs.run([]).bandwidth == {}
     assert runs._rate({"cpu"}) == runs._rate({"cpu"}) > 0
 
@@ -226,4 +226,4 @@ def test_a_run_is_stopped_by_a_cancel(session, emit, way):
     runs = Bench(session.store, BenchSizes(3, 9, 1), emit)
     emit.cancel()
     with pytest.raises(Cancelled):
-        runs._time(resident, Variant(way, session.settings), bench.text_ids(resident, 3), 9)
+        runs._time(resident, Variant(way, session.settings), bench.text_ids(resident, 3), 9)  # one run alone

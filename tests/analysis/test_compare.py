@@ -56,7 +56,7 @@ def state(session: Session) -> tuple[Any, ...]:
         session.context_used,
         resident,
         kept.size(),
-        id(kept._cache),
+        id(kept._cache),  # the very tensors are compared
         list(kept._ids),
     )
 
@@ -219,7 +219,7 @@ def test_a_text_is_asked_again_as_a_text(gpt2_folder: Path, llama_folder: Path) 
 def test_nothing_changes_until_one_is_picked(chat: Session, other_folder: Path) -> None:
     """Law: model, settings, conversation and KV cache are as before."""
     run(chat, STORY)
-    before, cache = state(chat), list(chat.store.current().runtime.kv_cache._ids)
+    before, cache = state(chat), list(chat.store.current().runtime.kv_cache._ids)  # what is kept
     run(chat, f"/compare {other_folder} dtype=bfloat16 temperature=1.5 -- Another")
     assert state(chat) == before
     assert cache
@@ -560,7 +560,7 @@ def test_a_window_shows_the_end_of_long_columns_and_no_more_rows_than_it_has(wid
 def test_a_column_shows_the_best_beam_until_the_search_has_ended() -> None:
     live, console = board(80, 20, ("a", "b"))
     live.take(ColumnEvent(0, Beams(1, "The ", (Beam("cat", -1.0), Beam("dog", -2.0)))))
-    first = live._columns[0].block(console, 30, 5)
+    first = live._columns[0].block(console, 30, 5)  # a column as it is drawn, without its neighbours
     assert (first.text.plain, first.foot) == ("The cat", "2 beams")
     live.take(ColumnEvent(0, Token("A\x1b[31m", 1)))
     live.take(ColumnEvent(1, Notice("it\x1b broke")))

@@ -195,7 +195,7 @@ def test_an_answer_that_cannot_be_written_fails(server: FakeServer, gpt2_folder:
 
 STARTED = """
 import signal, sys, repl.__main__ as program
-signal.signal(signal.SIGINT, program._interrupted)
+signal.signal(signal.SIGINT, program._interrupted)  # the handler that a start sets
 sys.stdout.write("x")
 sys.stdout.flush()
 program.main()

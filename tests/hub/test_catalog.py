@@ -376,7 +376,7 @@ def test_memory_counts_the_bytes_of_weights_and_cache(llama_folder: Path) -> Non
         shown = run(session, "/memory")
         resident = session.store.current()
         model, kept = resident.model, resident.runtime.kv_cache
-        cache = kept._cache
+        cache = kept._cache  # the very tensors are compared
         weights = sum(each.numel() * each.element_size() for each in model.parameters())
         stores = {
             part.untyped_storage().data_ptr(): part for layer in cache.layers for part in (layer.keys, layer.values)

@@ -580,7 +580,7 @@ def test_a_full_disk_is_told_once_and_catches_up(path: Path) -> None:
     archive.warn = heard.append
     talk = Conversation(keep=archive.save)
     talk.add("user", "first", None)
-    assert archive._connection is not None
+    assert archive._connection is not None  # SQLite is told to be a full or a damaged disk
     archive._connection.execute(
         f"pragma max_page_count = {archive._connection.execute('pragma page_count').fetchone()[0]}"
     )
@@ -615,7 +615,7 @@ def test_an_archive_that_another_program_keeps_locked_is_told_once(
     """And nothing is lost when it lets go."""
     heard: list[str] = []
     archive.warn = heard.append
-    archive._run("pragma busy_timeout = 50")
+    archive._run("pragma busy_timeout = 50")  # the wait for a lock, shortened
     lock = sqlite3.connect(path, isolation_level=None)
     lock.execute("begin immediate")
     talk = Conversation(keep=archive.save)
@@ -697,7 +697,7 @@ def test_without_saving_nothing_is_written_but_everything_can_be_read(path: Path
 
 def test_an_archive_that_breaks_while_it_is_read_is_one_sentence(archive: Archive, path: Path) -> None:
     said(archive, "hello")
-    assert archive._connection is not None
+    assert archive._connection is not None  # SQLite is told to be a full or a damaged disk
     archive._connection.execute("drop table turns")
     with pytest.raises(ReplError, match="the archive cannot be read: no such table: turns"):
         archive.sessions()
@@ -720,7 +720,7 @@ class Still:
 @pytest.fixture
 def session(archive: Archive) -> Session:
     session = Session(Settings(), Store(Runtime), Still())  # type: ignore[arg-type]
-    session._archive = archive
+    session._archive = archive  # an archive that is broken already
     return session
 
 
@@ -792,7 +792,7 @@ def test_resume_completes_ids_with_their_titles(session: Session) -> None:
     """A session is recognised by its title; an archive that cannot be read offers none."""
     reply(session, "one")
     assert complete_line("/resume ", session) == [(session.archive.id, "say one")]
-    session.archive._run("alter table sessions rename to others")
+    session.archive._run("alter table sessions rename to others")  # as another program could
     assert complete_line("/resume ", session) == []
 
 

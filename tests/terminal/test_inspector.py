@@ -97,7 +97,7 @@ def test_only_the_rows_that_are_seen_are_drawn() -> None:
         assert asked == []
         inspector.down(150)
         assert inspector.page().places[inspector.at][0] == 150
-        assert any("rank" in part[1] for part in inspector._side())
+        assert any("rank" in part[1] for part in inspector._side())  # the whole screen is drawn in slow tests only
 
 
 # keys
