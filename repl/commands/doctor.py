@@ -37,7 +37,12 @@ from repl.terminal.screen import render
 from repl.terminal.tables import facts
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "huggingface_hub", "safetensors")
-EXTRAS = {"peft": "adapters", "bitsandbytes": "8bit and 4bit weights", "torchao": "int8 and int4 weights"}
+EXTRAS = {
+    "llguidance": "replies in a /format",
+    "peft": "adapters",
+    "bitsandbytes": "8bit and 4bit weights",
+    "torchao": "int8 and int4 weights",
+}
 DISTRIBUTION = "hub-repl"
 TESTED = ("torch", "transformers")
 """Libraries whose declared versions are those that the tests run on."""
